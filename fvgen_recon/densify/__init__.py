@@ -1,0 +1,1 @@
+"""Scene to generated training views: estimate, plan, render, generate, score, bank."""

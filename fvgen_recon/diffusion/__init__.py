@@ -1,0 +1,1 @@
+"""Everything that denoises; knows nothing of 3D beyond guidance."""

@@ -1,0 +1,31 @@
+"""The seam for generators: anything that turns guidance into frames."""
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.types import Guidance
+
+
+class VideoGenerator(Protocol):
+    """Fills in what a clip's guidance leaves unknown."""
+
+    name: str
+    """Short name for manifests and reports."""
+    num_frames: int
+    """Length of the clips that it makes."""
+    num_steps: int
+    """Network evaluations a clip; 0 where there is no network."""
+    size_multiple: int
+    """Image heights and widths must be multiples of this number of pixels."""
+    weights_hash: str
+    """SHA-256 of the weights; empty where there are none."""
+
+    def generate(self, guidance: Guidance, *, seed: int) -> Float[Tensor, "T 3 H W"]:
+        """Return frames in [0, 1], the same for the same guidance and seed.
+
+        Raises:
+            InputError: The frame count or the image size does not suit this generator.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Teacher to few-step student: losses, stages, data, trainer."""

@@ -1,0 +1,1 @@
+"""Metrics, protocols with frozen splits, reports."""

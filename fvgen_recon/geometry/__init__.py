@@ -1,0 +1,1 @@
+"""Pure tensor functions: projection, rigid motions, conventions. No files, no networks."""

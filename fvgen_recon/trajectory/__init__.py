@@ -1,0 +1,1 @@
+"""Posed photos to camera paths between them."""

@@ -1,0 +1,1 @@
+"""nerfstudio adapter: the method `fvgen-splat`. Imports stay light; see `config`."""

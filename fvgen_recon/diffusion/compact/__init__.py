@@ -1,0 +1,1 @@
+"""The compact video model: small enough to ship, fast enough for a laptop."""

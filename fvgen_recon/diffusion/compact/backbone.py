@@ -1,0 +1,98 @@
+"""The compact denoising network: a 2-D UNet over frames with temporal mixing."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from fvgen_recon.diffusion.backbone import Condition
+from fvgen_recon.diffusion.compact.config import CompactConfig
+from fvgen_recon.diffusion.compact.head import CopyHead
+from fvgen_recon.diffusion.compact.layer import Attention, Block, TimeEmbedding, rotary_phase
+
+
+class CompactBackbone(nn.Module):
+    """Predicts x0 from noisy latents and the condition of `CompactCodec`.
+
+    Frames of a clip talk to each other by mixing with their neighbours in every block and by full
+    space-time attention at the bottom; nothing depends on the number of frames or the image size.
+    """
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.config = config
+        w1, w2, w3 = config.widths
+        n1, n2, n3 = config.num_blocks
+        emb = config.embedding
+        self.time = TimeEmbedding(emb)
+        self.stem = nn.Conv2d(config.latent_channels + config.condition_channels, w1, 3, padding=1)
+        self.down1 = nn.ModuleList([Block(w1, emb) for _ in range(n1)])
+        self.shrink1 = nn.Conv2d(w1, w2, 2, stride=2)
+        self.down2 = nn.ModuleList([Block(w2, emb) for _ in range(n2)])
+        self.shrink2 = nn.Conv2d(w2, w3, 2, stride=2)
+        self.down3 = nn.ModuleList([Block(w3, emb) for _ in range(n3)])
+        num_attention = config.num_attention
+        self.attention = nn.ModuleList([Attention(w3, config.head_dim) for _ in range(num_attention)])
+        self.middle = nn.ModuleList([Block(w3, emb) for _ in range(max(0, num_attention - 1))])
+        self.up3 = nn.ModuleList([Block(w3, emb) for _ in range(n3)])
+        self.grow2 = nn.ConvTranspose2d(w3, w2, 2, stride=2)
+        self.join2 = nn.Conv2d(2 * w2, w2, 1)
+        self.up2 = nn.ModuleList([Block(w2, emb) for _ in range(n2)])
+        self.grow1 = nn.ConvTranspose2d(w2, w1, 2, stride=2)
+        self.join1 = nn.Conv2d(2 * w1, w1, 1)
+        self.up1 = nn.ModuleList([Block(w1, emb) for _ in range(n1)])
+        self.head = CopyHead(config)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "B C T h w"],
+        t: Shaped[Tensor, "B"],
+        condition: Condition,
+        *,
+        return_mid: bool = False,
+    ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
+        """Return x0 and, if asked for, features: bottleneck, then 1/8 and 1/4 of the encoder."""
+        batch, _, num_frames = x_t.shape[:3]
+        maps = _to_maps(condition.concat)
+        emb = self.time(t.float() / (self.config.num_timesteps - 1))
+        x = torch.cat([_to_maps(x_t).to(maps.dtype), maps], dim=1)
+        x = self.stem(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
+        skip1 = _run(self.down1, x, emb)
+        skip2 = _run(self.down2, self.shrink1(skip1), emb)
+        bottom = self._bottom(_run(self.down3, self.shrink2(skip2), emb), emb, num_frames)
+        x = self.grow2(_run(self.up3, bottom, emb))
+        x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
+        x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
+        x0 = _to_clips(self.head(_run(self.up1, x, emb), maps), batch)
+        mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
+        return x0, mid
+
+    def _bottom(self, x: Tensor, emb: Tensor, num_frames: int) -> Tensor:
+        phase = rotary_phase(
+            num_frames, x.shape[2], x.shape[3], self.config.head_dim, x.device
+        )
+        for index, attention in enumerate(self.attention):
+            x = attention(x, phase)
+            if index < len(self.middle):
+                x = self.middle[index](x, emb)
+        return x
+
+    def compile_parts(self) -> None:
+        """Compile the repeated parts one by one: minutes less than the whole graph at once."""
+        for module in self.modules():
+            if isinstance(module, (Block, Attention, CopyHead)):
+                module.compile()
+
+
+def _run(blocks: nn.ModuleList, x: Tensor, emb: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, emb)
+    return x
+
+
+def _to_maps(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _to_clips(x: Tensor, batch: int) -> Tensor:
+    return x.unflatten(0, (batch, -1)).transpose(1, 2)

@@ -1,0 +1,46 @@
+"""The shape of a compact backbone."""
+
+from dataclasses import dataclass
+
+NUM_SOURCES = 4
+"""Renders that the head may copy from: trusted points, first layer, second layer, push-pull fill."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactConfig:
+    """Everything that decides the shapes of the weights, and the meaning of time.
+
+    Frames are unshuffled by `patch`; the three levels work at 1/patch, 1/(2 patch), 1/(4 patch).
+    """
+
+    patch: int = 4
+    """Pixels folded into channels along each side."""
+    widths: tuple[int, int, int] = (112, 176, 240)
+    """Channels of the three levels."""
+    num_blocks: tuple[int, int, int] = (2, 2, 2)
+    """Residual blocks of each level, once on the way down and once on the way up."""
+    num_attention: int = 3
+    """Space-time attention layers at the bottom."""
+    head_dim: int = 48
+    """Channels of one attention head; a multiple of 16."""
+    embedding: int = 256
+    """Channels of the time embedding."""
+    max_offset_px: float = 8.0
+    """How far, in pixels, the head may reach beside a pixel when it copies from a render."""
+    num_timesteps: int = 1000
+    """Noise times run from 0 to num_timesteps - 1."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent frame."""
+        return 3 * self.patch**2
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels of the condition: colours and masks of the sources, position, anchor flag."""
+        return 4 * NUM_SOURCES * self.patch**2 + 2
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths that the network accepts are multiples of this many pixels."""
+        return 4 * self.patch

@@ -1,0 +1,140 @@
+"""Layers of the compact backbone. Frames of all clips are one batch: `N` = clips x frames."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each pixel, so that no pixel depends on the image's size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h w"]:
+        """Normalise; channels-last memory makes both permutations free."""
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
+        return y.permute(0, 3, 1, 2)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the noise level, then a small network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.net = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, level: Float[Tensor, "B"]) -> Float[Tensor, "B E"]:
+        """Embed noise levels in [0, 1]."""
+        half = self.width // 2
+        rate = torch.arange(half, device=level.device, dtype=torch.float32)
+        angle = 1000.0 * level.float()[:, None] * torch.exp(-math.log(10000.0) * rate / half)
+        wave = torch.cat([angle.cos(), angle.sin()], dim=1)
+        return self.net(wave.to(self.net[0].weight.dtype))
+
+
+class Block(nn.Module):
+    """Residual block: 3x3 convolutions within frames, a mix with both neighbour frames between."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(width), ChannelNorm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = nn.Conv2d(3 * width, width, 1)
+        self.modulate = nn.Linear(embedding, 2 * width)
+        for layer in (self.conv2, self.mix, self.modulate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "N C h w"], embedding: Float[Tensor, "B E"]
+    ) -> Float[Tensor, "N C h w"]:
+        """Apply the block to the frames of `B` clips."""
+        num_frames = x.shape[0] // embedding.shape[0]
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.mix(neighbours(h, num_frames))
+        scale, shift = self.modulate(embedding).repeat_interleave(num_frames, 0).chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale[..., None, None]) + shift[..., None, None]
+        return x + self.conv2(F.silu(h))
+
+
+def neighbours(x: Float[Tensor, "N C h w"], num_frames: int) -> Float[Tensor, "N D h w"]:
+    """Stack each frame with the one before and the one after; the ends see themselves."""
+    clips = x.unflatten(0, (-1, num_frames))
+    before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1).flatten(0, 1)
+    after = torch.cat([clips[:, 1:], clips[:, -1:]], dim=1).flatten(0, 1)
+    return torch.cat([before, x, after], dim=1)
+
+
+class Attention(nn.Module):
+    """Full attention over all places and frames of a clip, then a pointwise network.
+
+    Places enter by rotary phases (Su et al., "RoFormer", 2021) along time, rows and columns; time
+    runs from 0 to 8 over a clip of any length, so that 8 and 16 frames look alike.
+    """
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        assert width % head_dim == 0 and head_dim % 16 == 0
+        self.head_dim = head_dim
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        for layer in (self.out, self.mlp[2]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "N C h w"], phase: Float[Tensor, "S D"]
+    ) -> Float[Tensor, "N C h w"]:
+        """Mix the tokens of each clip; `phase` holds one row of angles a token of a clip."""
+        num_maps, channels, height, width = x.shape
+        num_clips = num_maps * height * width // phase.shape[0]
+        tokens = x.permute(0, 2, 3, 1).reshape(num_clips, -1, channels)
+        qkv = self.qkv(self.norm1(tokens)).unflatten(2, (3, -1, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(rotate(q, phase), rotate(k, phase), v)
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return tokens.reshape(num_maps, height, width, channels).permute(0, 3, 1, 2)
+
+
+def rotate(
+    x: Float[Tensor, "B A S E"], phase: Float[Tensor, "S D"]
+) -> Float[Tensor, "B A S E"]:
+    """Turn pairs of channels (first and second half) by the angles of each token; E = 2 D."""
+    cos, sin = phase.cos(), phase.sin()
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.to(x.dtype)
+
+
+def rotary_phase(
+    num_frames: int, height: int, width: int, head_dim: int, device: torch.device
+) -> Float[Tensor, "S D"]:
+    """Angles of all tokens of a clip: a quarter of the pairs for time, the rest for rows, columns."""
+    pairs = head_dim // 2
+    time_pairs = pairs // 4
+    row_pairs = (pairs - time_pairs) // 2
+    split = (time_pairs, row_pairs, pairs - time_pairs - row_pairs)
+    axes = (
+        torch.linspace(0, 8, num_frames, device=device),
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+    )
+    grid = torch.meshgrid(*axes, indexing="ij")
+    angles = []
+    for place, count in zip(grid, split, strict=True):
+        rate = 100.0 ** (-torch.arange(count, device=device, dtype=torch.float32) / count)
+        angles.append(place.reshape(-1, 1) * rate)
+    return torch.cat(angles, dim=1)

@@ -9,7 +9,7 @@ Letters: `B` clips, `C` latent channels, `T` frames, `h w` latent pixels, `L D` 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -50,6 +50,7 @@ class Condition:
         )
 
 
+@runtime_checkable
 class NoiseSchedule(Protocol):
     """What noise level t means; t runs from 0 (clean) to `num_timesteps - 1` (pure noise).
 
@@ -57,7 +58,10 @@ class NoiseSchedule(Protocol):
     latent: a schedule that rescales x0 inside (ViewCrafter) undoes that at its border.
     """
 
-    num_timesteps: int
+    @property
+    def num_timesteps(self) -> int:
+        """Number of times; the last one is `num_timesteps - 1`."""
+        ...
 
     def alpha_sigma(self, t: Shaped[Tensor, "B"]) -> tuple[Tensor, Tensor]:
         """Return the factors of x0 and eps in x_t, each [B], any rescale of x0 included."""
@@ -95,6 +99,7 @@ class NoiseSchedule(Protocol):
         ...
 
 
+@runtime_checkable
 class VideoBackbone(Protocol):
     """A denoising network; in practice an `nn.Module`."""
 
@@ -113,11 +118,19 @@ class VideoBackbone(Protocol):
         ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Between frames and latents, and from guidance to a condition."""
 
-    latent_channels: int
-    size_multiple: int
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Image heights and widths must be multiples of this number of pixels."""
+        ...
 
     def encode(
         self, frames: Float[Tensor, "B T 3 H W"], rng: torch.Generator | None = None

@@ -1,1 +1,15 @@
-"""Posed photos to point clouds."""
+"""Posed photos to point clouds: estimators by name."""
+
+from collections.abc import Callable
+
+from fvgen_recon.pointcloud.base import PointCloudEstimator
+from fvgen_recon.pointcloud.dataset import DatasetPoints
+from fvgen_recon.pointcloud.frustum import RandomPoints
+from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
+
+ESTIMATORS: dict[str, Callable[[], PointCloudEstimator]] = {
+    "plane-sweep": PlaneSweep,
+    "dataset": DatasetPoints,
+    "random": RandomPoints,
+}
+"""Point-cloud sources by the name a user chooses; calling one gives its default settings."""

@@ -1,0 +1,99 @@
+"""Between which depths does the scene lie? Found from the cameras and photos alone."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fvgen_recon.errors import InputError
+from fvgen_recon.geometry.projection import project_points, unproject_depth
+from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
+from fvgen_recon.pointcloud.consistency import compare_depth
+from fvgen_recon.pointcloud.neighbour import best_sources, first_sources, require_baseline
+from fvgen_recon.pointcloud.sweep import match_scores, relate_views
+from fvgen_recon.types import Cameras
+
+_NUM_PLANES = 128
+_NUM_SOURCES = 2
+_NEAREST = 2.0  # the nearest depth tried is the baseline over this
+_MIN_MATCHES = 24
+_QUANTILES = (0.02, 0.98)
+
+
+def plane_depths(span: Float[Tensor, "V 2"], count: int) -> Float[Tensor, "V D 1 1"]:
+    """Return inverse depths spaced evenly over each view's span, from far to near."""
+    steps = torch.linspace(0, 1, count, dtype=span.dtype, device=span.device)
+    return (span[:, :1] + (span[:, 1:] - span[:, :1]) * steps)[..., None, None]
+
+
+def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float[Tensor, "V 2"]:
+    """Find the span of inverse depths of each view.
+
+    A wide sweep from infinity to half a baseline, at small size, keeps matches that two views
+    agree on; a second sweep over what they span sharpens it.
+
+    Args:
+        images: Small photos (some hundred pixels a side).
+        cameras: Their cameras.
+
+    Returns:
+        Far and near end, in inverse world units, with a margin; positive.
+
+    Raises:
+        InputError: Fewer than two views came, all stand at one place or nothing matches.
+    """
+    distance = require_baseline(cameras)
+    sources, shortest = first_sources(cameras, distance, _NUM_SOURCES)
+    near = _NEAREST / torch.where(shortest.isfinite(), shortest, distance.amax())
+    span = torch.stack([near * 1e-3, near], dim=1)
+    for _ in range(2):
+        inverse_depth, reliable = _sweep(images, cameras, sources, span)
+        if int(reliable.sum()) < _MIN_MATCHES:
+            raise InputError(
+                "The input views show nothing in common that could be matched: choose views that "
+                "overlap more, and check that the poses belong to these photos."
+            )
+        span, middle = _span_of_matches(inverse_depth, reliable, cameras, span)
+        sources = best_sources(cameras, middle, _NUM_SOURCES)
+    return span
+
+
+def _sweep(images: Tensor, cameras: Cameras, sources: Tensor, span: Tensor) -> tuple:
+    """Return inverse depths (V H W) and where they can be relied on."""
+    planes = plane_depths(span, _NUM_PLANES)
+    grey = images.mean(dim=1)
+    pairs = relate_views(cameras, sources)
+    scores = match_scores(grey, pairs, planes, windows=(5,), best=1)
+    label, _ = pick_label(aggregate_cost(1 - scores, images, small=0.1, large=0.6))
+    step = (span[:, 1] - span[:, 0])[:, None, None] / (_NUM_PLANES - 1)
+    inverse_depth = span[:, :1, None] + label * step
+    score = scores.gather(1, label.round().long()[:, None])[:, 0]
+    agreement = compare_depth(inverse_depth, cameras)
+    close = agreement.seen & (agreement.error < 1.0) & (agreement.relative.abs() < 0.15)
+    inner = (label > 0.5) & (label < _NUM_PLANES - 1.5)
+    return inverse_depth, close.any(dim=1) & (score > 0.6) & inner
+
+
+def _span_of_matches(
+    inverse_depth: Float[Tensor, "V H W"],
+    reliable: Bool[Tensor, "V H W"],
+    cameras: Cameras,
+    span: Float[Tensor, "V 2"],
+) -> tuple[Float[Tensor, "V 2"], Float[Tensor, "V 3"]]:
+    """Span of inverse depth of all reliable points that each view sees, and its quartiles."""
+    points, _ = unproject_depth(1 / inverse_depth, cameras)
+    uv, z = project_points(points[reliable], cameras)
+    limit = torch.tensor([cameras.width, cameras.height], device=uv.device)
+    seen = (z > 0) & ((uv >= 0) & (uv <= limit)).all(dim=-1)
+    step = (span[:, 1] - span[:, 0]) / (_NUM_PLANES - 1)
+    ends, quartiles = [], []
+    at = torch.tensor([*_QUANTILES, 0.25, 0.5, 0.75], dtype=z.dtype, device=z.device)
+    for depth, mask in zip(z, seen, strict=True):
+        values = 1 / (depth[mask] if int(mask.sum()) >= _MIN_MATCHES else depth[depth > 0])
+        found = torch.quantile(values, at)
+        ends.append(found[:2])
+        quartiles.append(found[2:])
+    far, near = torch.stack(ends).unbind(dim=1)
+    margin = 0.15 * (near - far) + 1.5 * step
+    # What lies far behind has few matches: the far end moves out further.
+    far = torch.maximum(torch.minimum(far - margin, 0.7 * far), 0.02 * near)
+    return torch.stack([far, near + margin], dim=1), torch.stack(quartiles)

@@ -1,0 +1,108 @@
+"""Depth by plane sweep: multi-view stereo that needs no weights."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
+from fvgen_recon.pointcloud.confidence import Evidence, count_agreement, estimate_confidence
+from fvgen_recon.pointcloud.consistency import compare_depth
+from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
+from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
+from fvgen_recon.pointcloud.fill import spread_guided
+from fvgen_recon.pointcloud.neighbour import best_sources
+from fvgen_recon.pointcloud.sweep import match_scores, relate_views
+from fvgen_recon.types import Cameras, PointCloud, Scene
+
+_FILLED_CONFIDENCE = 0.49
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaneSweep:
+    """Plane-sweep stereo over the input views, with semi-global aggregation."""
+
+    long_side: int = 320
+    """Longer side of the working images in pixels; larger photos are reduced to it."""
+    num_planes: int = 64
+    """Depth hypotheses, evenly spaced in inverse depth."""
+    num_sources: int = 4
+    """Most source views compared with each view."""
+    best: int = 2
+    """How many best-matching sources count at each depth."""
+    windows: tuple[int, ...] = (5, 11)
+    """Sides of the correlation windows in working pixels."""
+    small_penalty: float = 0.1
+    """Price of a depth change by one plane between neighbouring pixels."""
+    large_penalty: float = 0.8
+    """Price of any larger depth change where the colour stays the same."""
+    coarse_side: int = 112
+    """Longer side of the images in which the depth range is sought."""
+
+    def estimate(self, scene: Scene) -> PointCloud:
+        """Return one point for every pixel of every view; filled ones have confidence < 0.5.
+
+        Raises:
+            InputError: Fewer than two views came, or they do not overlap.
+        """
+        return lift_depth(scene, self.estimate_depth(scene))
+
+    @torch.no_grad()
+    def estimate_depth(self, scene: Scene) -> DepthMaps:
+        """Return depth and confidence of every pixel of every view, at image resolution.
+
+        Raises:
+            InputError: Fewer than two views came, or they do not overlap.
+        """
+        small, small_cameras = _reduce(scene, self.coarse_side)
+        span = find_depth_span(small, small_cameras)
+        images, cameras = _reduce(scene, self.long_side)
+        inverse_depth, evidence = self._match(images, cameras, span)
+        confidence = estimate_confidence(evidence)
+        trusted = confidence >= 0.5
+        reach = 0.1 * max(images.shape[-2:])
+        spread, weight = spread_guided(inverse_depth, trusted * confidence, images, reach=reach)
+        filled = torch.where(trusted | (weight < 1e-12), inverse_depth, spread)
+        confidence = torch.where(trusted, confidence, confidence.clamp_max(_FILLED_CONFIDENCE))
+        size = (scene.cameras.height, scene.cameras.width)
+        return DepthMaps(
+            depth=1 / F.interpolate(filled[:, None], size, mode="nearest-exact")[:, 0],
+            confidence=F.interpolate(confidence[:, None], size, mode="nearest-exact")[:, 0],
+        )
+
+    def _match(
+        self, images: Float[Tensor, "V 3 H W"], cameras: Cameras, span: Float[Tensor, "V 2"]
+    ) -> tuple[Float[Tensor, "V H W"], Evidence]:
+        """Return inverse depths with what speaks for them."""
+        middle = plane_depths(span, 5)[:, 1:4, 0, 0]
+        sources = best_sources(cameras, middle, self.num_sources)
+        planes = plane_depths(span, self.num_planes)
+        pairs = relate_views(cameras, sources)
+        scores = match_scores(
+            images.mean(dim=1), pairs, planes, windows=self.windows, best=self.best
+        )
+        total = aggregate_cost(
+            1 - scores, images, small=self.small_penalty, large=self.large_penalty
+        )
+        label, clarity = pick_label(total)
+        step = (span[:, 1] - span[:, 0])[:, None, None] / (self.num_planes - 1)
+        inverse_depth = span[:, :1, None] + label * step
+        evidence = Evidence(
+            score=scores.gather(1, label.round().long()[:, None])[:, 0],
+            clarity=clarity,
+            num_agree=count_agreement(compare_depth(inverse_depth, cameras)),
+        )
+        return inverse_depth, evidence
+
+
+def _reduce(scene: Scene, long_side: int) -> tuple[Float[Tensor, "V 3 H W"], Cameras]:
+    """Photos and cameras with the longer side at most `long_side`."""
+    height, width = scene.cameras.height, scene.cameras.width
+    scale = min(1.0, long_side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if size == (height, width):
+        return scene.images, scene.cameras
+    images = F.interpolate(scene.images, size, mode="area")
+    return images, scene.cameras.resize(*size)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from fvgen_recon.geometry.rigid import look_at
-from fvgen_recon.types import Cameras, PointCloud, Scene
+from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Scene
 
 
 def make_cameras(
@@ -38,4 +38,25 @@ def make_scene(num_views: int = 3, height: int = 32, width: int = 48, seed: int 
         images=torch.rand(num_views, 3, height, width, generator=rng),
         cameras=make_cameras(num_views, height, width),
         names=tuple(f"{i:03d}.png" for i in range(num_views)),
+    )
+
+
+def make_guidance(
+    num_frames: int = 4, height: int = 32, width: int = 48, seed: int = 1
+) -> Guidance:
+    """Random guidance with anchors at both ends, two layers and all kinds of support."""
+    rng = torch.Generator().manual_seed(seed)
+    mask = torch.rand(num_frames, 1, height, width, generator=rng) > 0.4
+    mask[[0, -1]] = True
+    frames = torch.rand(num_frames, 3, height, width, generator=rng) * mask
+    layer_masks = torch.rand(2, num_frames, 1, height, width, generator=rng) > 0.5
+    layers = torch.rand(2, num_frames, 3, height, width, generator=rng) * layer_masks
+    return Guidance(
+        frames=frames,
+        mask=mask,
+        depth=mask.float() * 4.0,
+        layers=layers,
+        layer_masks=layer_masks,
+        anchors=(Anchor(frame=0, view=0), Anchor(frame=num_frames - 1, view=1)),
+        reference=frames[0],
     )

@@ -235,22 +235,22 @@ def _uniform(rng: torch.Generator, low: float, high: float) -> float:
 
 
 def _random_texture(rng: torch.Generator, palette: Tensor, low: float, high: float) -> Texture:
-    checks = _uniform(rng, 0.8, 3.0) if _uniform(rng, 0, 1) < 0.4 else 0.0
+    checks = _uniform(rng, 0.8, 3.0) if _uniform(rng, 0.0, 1.0) < 0.4 else 0.0
     seed = int(torch.randint(1 << 20, (), generator=rng))
     return Texture(palette=palette, frequency=_uniform(rng, low, high), checks=checks, seed=seed)
 
 
 def _random_solid(rng: torch.Generator, palette: Tensor) -> Solid:
-    yaw = _uniform(rng, 0, math.pi)
+    yaw = _uniform(rng, 0.0, math.pi)
     rotation = torch.tensor(
         [[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]]
     )
-    is_sphere = _uniform(rng, 0, 1) < 0.4
+    is_sphere = _uniform(rng, 0.0, 1.0) < 0.4
     size = torch.rand(3, generator=rng) * 0.45 + 0.2
     if is_sphere:
         size = size[0].expand(3).clone()
     position = (torch.rand(3, generator=rng) - 0.5) * torch.tensor([3.6, 0.0, 3.6])
-    position[1] = 2.0 - float(size[1]) - _uniform(rng, 0, 1) * (_uniform(rng, 0, 1) < 0.3)
+    position[1] = 2.0 - float(size[1]) - _uniform(rng, 0.0, 1.0) * (_uniform(rng, 0.0, 1.0) < 0.3)
     return Solid(
         is_sphere=is_sphere,
         centre=position,

@@ -1,0 +1,215 @@
+"""The front half: posed photos in, generated training views out."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.densify.bank import Bank, Origin, hash_guidance
+from fvgen_recon.densify.confidence import ConfidenceConfig, frame_confidence
+from fvgen_recon.densify.generators import GeneratorConfig, load_generator
+from fvgen_recon.densify.size import fit_scene, working_size
+from fvgen_recon.diffusion.generator import VideoGenerator
+from fvgen_recon.errors import InputError
+from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.render.guidance import render_guidance, support_fraction
+from fvgen_recon.trajectory import PLANNERS
+from fvgen_recon.types import Cameras, Clip, Guidance, PointCloud, Scene, Trajectory
+
+_Result = TypeVar("_Result")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplatRender:
+    """Renders of the current Gaussians along a trajectory."""
+
+    frames: Float[Tensor, "T 3 H W"]
+    """Colours in [0, 1] on black."""
+    alpha: Float[Tensor, "T 1 H W"]
+    """Accumulated opacity in [0, 1]."""
+    depth: Float[Tensor, "T 1 H W"]
+    """Expected z-depth in world units."""
+
+
+SplatRenderer = Callable[[Cameras], SplatRender]
+"""Renders the current Gaussians; given in later rounds so that they condition the generator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DensifyConfig:
+    """Everything that the front half can be told."""
+
+    estimator: str = "plane-sweep"
+    """Point-cloud source: one of `pointcloud.ESTIMATORS`."""
+    planner: str = "even"
+    """Camera paths: one of `trajectory.PLANNERS`."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """What fills the views."""
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
+    """How generated pixels are weighed."""
+    long_side: int = 512
+    """Longer image side that the front half works at, in pixels."""
+    min_confidence: float = 0.5
+    """Points below this confidence only serve the dense single-view layers."""
+    num_samples: int = 1
+    """Samples of each clip; more than one measures how far they agree."""
+    splat_alpha: float = 0.9
+    """In later rounds, opacity above which a render of the Gaussians is trusted."""
+    seed: int = 0
+    """Seed of the generator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Densified:
+    """The outcome of one round."""
+
+    scene: Scene
+    """The input views at the working size."""
+    points: PointCloud
+    """The point cloud that the renders were made of."""
+    clips: tuple[Clip, ...]
+    """Generated clips, one for each trajectory."""
+    seconds: dict[str, float]
+    """Wall-clock seconds of each part."""
+
+
+class Densifier:
+    """Runs estimate -> plan -> render -> generate -> score -> bank."""
+
+    def __init__(self, config: DensifyConfig) -> None:
+        for kind, name, known in (
+            ("point-cloud estimator", config.estimator, ESTIMATORS),
+            ("trajectory planner", config.planner, PLANNERS),
+        ):
+            if name not in known:
+                raise InputError(f"There is no {kind} `{name}`: choose one of {', '.join(known)}.")
+        self.config = config
+
+    def run(
+        self,
+        scene: Scene,
+        *,
+        bank: Bank | None = None,
+        round_index: int = 0,
+        splat: SplatRenderer | None = None,
+        generator: VideoGenerator | None = None,
+    ) -> Densified:
+        """Generate the clips of one round.
+
+        Args:
+            scene: The chosen input views, at any size.
+            bank: Where frames are kept; clips that it already holds are not generated again.
+            round_index: Number of this round, from 0.
+            splat: Renders the current Gaussians; where they are opaque they replace the points.
+            generator: An already loaded generator; by default the config's own is loaded.
+
+        Raises:
+            InputError: The views are too few, do not overlap or do not suit the generator.
+        """
+        clock = _Clock()
+        generator = generator or load_generator(self.config.generator)
+        height, width = working_size(
+            *scene.images.shape[-2:], self.config.long_side, generator.size_multiple
+        )
+        scene = fit_scene(scene, height, width)
+        points = clock.time("points", lambda: ESTIMATORS[self.config.estimator]().estimate(scene))
+        trusted = points[points.confidence >= self.config.min_confidence]
+        plan = clock.time(
+            "plan",
+            lambda: PLANNERS[self.config.planner]().plan(
+                scene, generator.num_frames, lambda camera: support_fraction(trusted, camera)
+            ),
+        )
+        clips = []
+        for index, trajectory in enumerate(plan):
+            guidance = clock.time(
+                "render", lambda t=trajectory: self._render(scene, points, t, splat)
+            )
+            origin = self._origin(generator, guidance, round_index, index)
+            clip = None if bank is None else bank.read_clip(origin, guidance, trajectory.cameras)
+            if clip is None:
+                clip = clock.time(
+                    "generate",
+                    lambda g=guidance, t=trajectory, o=origin: self._generate(generator, g, t, o),
+                )
+                if bank is not None:
+                    bank.add_clip(clip, origin)
+            clips.append(clip)
+            _LOG.info("round %d: clip %d of %d", round_index, index + 1, len(plan))
+        return Densified(scene=scene, points=points, clips=tuple(clips), seconds=clock.seconds)
+
+    def _render(
+        self,
+        scene: Scene,
+        points: PointCloud,
+        trajectory: Trajectory,
+        splat: SplatRenderer | None,
+    ) -> Guidance:
+        guidance = render_guidance(
+            scene, points, trajectory, min_confidence=self.config.min_confidence
+        )
+        if splat is None:
+            return guidance
+        return blend_splat(guidance, splat(trajectory.cameras), self.config.splat_alpha)
+
+    def _origin(
+        self, generator: VideoGenerator, guidance: Guidance, round_index: int, trajectory: int
+    ) -> Origin:
+        return Origin(
+            generator=generator.name,
+            weights_hash=generator.weights_hash,
+            num_steps=generator.num_steps,
+            seed=self.config.seed,
+            round=round_index,
+            trajectory=trajectory,
+            guidance_hash=hash_guidance(guidance),
+        )
+
+    def _generate(
+        self, generator: VideoGenerator, guidance: Guidance, trajectory: Trajectory, origin: Origin
+    ) -> Clip:
+        seeds = [origin.seed + 1_000_003 * k for k in range(self.config.num_samples)]
+        samples = torch.stack([generator.generate(guidance, seed=seed) for seed in seeds])
+        confidence_config = self.config.confidence
+        if generator.num_steps == 0:  # It invents nothing, so its holes are unknown.
+            confidence_config = replace(confidence_config, seen=0.0, invented=0.0)
+        return Clip(
+            frames=samples[0],
+            cameras=trajectory.cameras,
+            guidance=guidance,
+            confidence=frame_confidence(samples, guidance, confidence_config),
+        )
+
+
+def blend_splat(guidance: Guidance, splat: SplatRender, min_alpha: float) -> Guidance:
+    """Let renders of the Gaussians stand in for the points where they are opaque.
+
+    Anchor frames keep their photos.
+    """
+    is_anchor = guidance.is_anchor[:, None, None, None]
+    opaque = (splat.alpha >= min_alpha) & ~is_anchor
+    return replace(
+        guidance,
+        frames=torch.where(opaque, splat.frames.clamp(0, 1), guidance.frames),
+        mask=guidance.mask | opaque,
+        depth=torch.where(opaque, splat.depth, guidance.depth),
+    )
+
+
+class _Clock:
+    """Adds up wall-clock seconds by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, part: str, work: Callable[[], _Result]) -> _Result:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        return result

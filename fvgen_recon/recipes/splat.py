@@ -1,0 +1,93 @@
+"""Complete settings for training a splat, by kind of machine. Plain numbers: importing is cheap."""
+
+from dataclasses import dataclass, field
+
+from fvgen_recon.densify.schedule import MixingSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplatRecipe:
+    """Sizes, lengths and rates of one training run."""
+
+    num_steps: int
+    """Training steps."""
+    long_side: int
+    """Longer image side that is trained on, in pixels; 0 keeps the photos' own size."""
+    densify_long_side: int
+    """Longer image side that the front half (points, renders, generator) works at, in pixels."""
+    num_points: int
+    """Most Gaussians to start from."""
+    max_gaussians: int
+    """Number of Gaussians above which no more are added."""
+    num_downscales: int
+    """Training starts at 1 / 2^n of the image size."""
+    resolution_schedule: int
+    """Steps after which the size doubles."""
+    sh_degree: int
+    """Degree of the spherical harmonics."""
+    sh_degree_interval: int
+    """Steps after which one more degree is used."""
+    warmup_length: int
+    """Steps before Gaussians are split or pruned."""
+    refine_every: int
+    """Steps between refinements."""
+    reset_alpha_every: int
+    """Refinements between two resets of the opacities."""
+    stop_split_at: int
+    """Step after which Gaussians are neither split, pruned nor reset."""
+    stop_screen_size_at: int
+    """Step after which a Gaussian's size on the screen no longer matters."""
+    cull_alpha_thresh: float
+    """Opacity below which a Gaussian is removed."""
+    steps_per_save: int
+    """Steps between checkpoints."""
+    mixing: MixingSchedule = field(default_factory=MixingSchedule)
+    """When generated views take part."""
+
+
+def gpu_splat() -> SplatRecipe:
+    """Return the settings for a CUDA device: the photos' own size, ten thousand steps.
+
+    A third of splatfacto's thirty thousand: a handful of photos is fitted long before, and what
+    follows only overfits.
+    """
+    return SplatRecipe(
+        num_steps=10_000,
+        long_side=0,
+        densify_long_side=512,
+        num_points=200_000,
+        max_gaussians=2_000_000,
+        num_downscales=1,
+        resolution_schedule=1000,
+        sh_degree=3,
+        sh_degree_interval=1000,
+        warmup_length=500,
+        refine_every=100,
+        reset_alpha_every=30,
+        stop_split_at=6000,
+        stop_screen_size_at=4000,
+        cull_alpha_thresh=0.02,
+        steps_per_save=2000,
+    )
+
+
+def cpu_splat() -> SplatRecipe:
+    """Return the settings for a laptop without CUDA: small images, few Gaussians, few steps."""
+    return SplatRecipe(
+        num_steps=600,
+        long_side=256,
+        densify_long_side=256,
+        num_points=8_000,
+        max_gaussians=20_000,
+        num_downscales=1,
+        resolution_schedule=150,
+        sh_degree=1,
+        sh_degree_interval=200,
+        warmup_length=100,
+        refine_every=50,
+        reset_alpha_every=1000,
+        stop_split_at=450,
+        stop_screen_size_at=300,
+        cull_alpha_thresh=0.02,
+        steps_per_save=1000,
+    )

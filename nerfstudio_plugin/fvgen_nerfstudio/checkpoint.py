@@ -1,0 +1,85 @@
+"""Checkpoints that stock tools can load on today's torch, and clear words for those that cannot."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from fvgen_recon.errors import InputError, WeightsError
+
+EXTRA_KEY = "fvgen"
+"""Where a checkpoint keeps what stock nerfstudio does not: the strategy's statistics."""
+
+
+def allow_numpy_scalars() -> None:
+    """Let `torch.load(weights_only=True)` read the learning rates of stock nerfstudio checkpoints.
+
+    nerfstudio's schedulers leave numpy scalars in their state, which torch refuses from 2.6 on.
+    Numbers are harmless, so they are allowed; torch before 2.5 neither needs nor knows this.
+    """
+    serialization = torch.serialization
+    if "add_safe_globals" not in dir(serialization):
+        return
+    scalar_type = np.float64(0.0).__reduce__()[0]
+    serialization.add_safe_globals([scalar_type, np.dtype, type(np.dtype(np.float64))])
+
+
+def plain_numbers(state: Any) -> Any:
+    """Return nested state with numpy scalars turned into Python numbers."""
+    if isinstance(state, dict):
+        return {key: plain_numbers(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(plain_numbers(value) for value in state)
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(plain_numbers(state), partial)
+    os.replace(partial, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a splat.
+
+    Raises:
+        WeightsError: The file is missing, damaged or not a checkpoint.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint {path}: give the file that training wrote.")
+    allow_numpy_scalars()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path} is damaged or not a checkpoint of nerfstudio: give a file that training wrote."
+        ) from error
+    if not isinstance(state, dict) or not {"step", "pipeline", "optimizers"} <= state.keys():
+        raise WeightsError(
+            f"{path} is not a training checkpoint of nerfstudio: it holds no step, pipeline and "
+            "optimizers. Give a file that training wrote."
+        )
+    return state
+
+
+def find_checkpoint(folder: Path, step: int | None) -> Path:
+    """Return the checkpoint of a step, or the latest one, in a `nerfstudio_models` folder.
+
+    Raises:
+        InputError: The folder holds none.
+    """
+    if step is not None:
+        return folder / f"step-{step:09d}.ckpt"
+    found = sorted(folder.glob("step-*.ckpt"))
+    if not found:
+        raise InputError(
+            f"There are no checkpoints (step-*.ckpt) in {folder}: give the nerfstudio_models "
+            "folder of a run."
+        )
+    return found[-1]

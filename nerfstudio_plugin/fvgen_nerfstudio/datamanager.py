@@ -1,0 +1,146 @@
+"""Serves photos, and between them generated frames from the bank."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from nerfstudio.cameras.cameras import Cameras as NerfCameras
+from nerfstudio.data.datamanagers.full_images_datamanager import (
+    FullImageDatamanager,
+    FullImageDatamanagerConfig,
+)
+
+from fvgen_nerfstudio.camera import to_nerfstudio
+from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
+from fvgen_nerfstudio.dataset import SceneDataset
+from fvgen_recon.densify.bank import Bank, BankEntry
+from fvgen_recon.densify.schedule import MixingSchedule
+from fvgen_recon.types import Scene
+
+_MIXING = MixingSchedule()
+_CACHED_BYTES = 2 * 1024**3
+
+
+@dataclass
+class FvgenDatamanagerConfig(FullImageDatamanagerConfig):
+    """Which views are trained on and how often a generated one is drawn."""
+
+    _target: type = field(default_factory=lambda: FvgenDatamanager)
+    dataparser: FvgenDataParserConfig = field(default_factory=FvgenDataParserConfig)
+    """Which photos are read and which of them are inputs."""
+    cache_images_type: Literal["uint8", "float32"] = "uint8"
+    """How photos are kept in memory."""
+    mixing_start: float = _MIXING.start
+    """Progress of training at which generated views begin to be drawn."""
+    mixing_end: float = _MIXING.end
+    """Progress at which they stop; below 1, so that training ends on photos alone."""
+    mixing_ramp: float = _MIXING.ramp
+    """Length of the rise and of the fall, in progress."""
+    mixing_share: float = _MIXING.share
+    """Largest probability that a step draws a generated view."""
+    mixing_weight: float = _MIXING.weight
+    """Factor on the loss of a generated view, on top of its per-pixel confidence."""
+
+    def schedule(self) -> MixingSchedule:
+        """Return the schedule of generated views.
+
+        Raises:
+            InputError: The numbers make no schedule.
+        """
+        return MixingSchedule(
+            start=self.mixing_start,
+            end=self.mixing_end,
+            ramp=self.mixing_ramp,
+            share=self.mixing_share,
+            weight=self.mixing_weight,
+        )
+
+
+class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
+    """A full-image datamanager whose train dataset is the photos, and only they.
+
+    Generated frames never enter the dataset: its length sizes the camera optimizer and is part of
+    every checkpoint. They come from a bank on the side, without a camera index.
+    """
+
+    config: FvgenDatamanagerConfig
+    dataparser: FvgenDataParser
+
+    def __init__(
+        self,
+        config: FvgenDatamanagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        **kwargs: Any,
+    ) -> None:
+        self.schedule = config.schedule()
+        self.bank: Bank | None = None
+        self.num_steps = 1
+        self._entries: tuple[BankEntry, ...] = ()
+        self._frames: dict[str, dict[str, Any]] = {}
+        # Only training needs points to start from; a checkpoint brings its own Gaussians.
+        config.dataparser.with_points = test_mode == "val"
+        super().__init__(config, device, test_mode, **kwargs)
+
+    @property
+    def scene(self) -> Scene:
+        """The input views in the splat's frame."""
+        return self.dataparser.source.scene
+
+    def create_train_dataset(self) -> SceneDataset:
+        """Return the photos that are trained on."""
+        return SceneDataset(self.train_dataparser_outputs, self.dataparser.source, "train")
+
+    def create_eval_dataset(self) -> SceneDataset:
+        """Return the photos that are evaluated on; none is opened before it is asked for."""
+        outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        return SceneDataset(outputs, self.dataparser.source, self.test_split)
+
+    def use_bank(self, bank: Bank, rounds: Literal["latest", "all"]) -> None:
+        """Serve a bank's frames from now on: those of the latest round, or of all."""
+        self.bank = bank
+        latest = bank.num_rounds - 1
+        self._entries = tuple(
+            e for e in bank.entries if rounds == "all" or e.origin.round == latest
+        )
+        self._frames = {}
+
+    def next_train(self, step: int) -> tuple[NerfCameras, dict[str, Any]]:
+        """Return a camera and its batch: a photo, or by the schedule a generated frame.
+
+        The draw depends on the seed and the step alone, so that a resumed run goes on as it would
+        have. Batches of generated frames carry `is_generated` and `weight`.
+        """
+        draw = random.Random(f"{self.config.train_cameras_sampling_seed}:{step}")
+        share = self.schedule.share_at(step / self.num_steps)
+        if self._entries and draw.random() < share:
+            return self._generated_view(draw.choice(self._entries))
+        camera, batch = super().next_train(step)
+        return camera, {**batch, "is_generated": False}
+
+    def _generated_view(self, entry: BankEntry) -> tuple[NerfCameras, dict[str, Any]]:
+        camera = to_nerfstudio(entry.camera).to(self.device)
+        frame = self._read_frame(entry)
+        weight = frame["weight"].to(self.device).float() / 255 * self.schedule.weight
+        return camera, {
+            "image": frame["image"].to(self.device),
+            "weight": weight,
+            "is_generated": True,
+        }
+
+    def _read_frame(self, entry: BankEntry) -> dict[str, Any]:
+        """Return a frame as 8-bit `H W C` tensors, from memory where it has been read before."""
+        assert self.bank is not None, "A frame is only asked for once a bank is in use."
+        if entry.image not in self._frames:
+            image, confidence = self.bank.read(entry)
+            frame = {"image": _to_bytes(image), "weight": _to_bytes(confidence)}
+            per_frame = frame["image"].numel() + frame["weight"].numel()
+            if per_frame * (len(self._frames) + 1) > _CACHED_BYTES:
+                self._frames.clear()
+            self._frames[entry.image] = frame
+        return self._frames[entry.image]
+
+
+def _to_bytes(image: torch.Tensor) -> torch.Tensor:
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

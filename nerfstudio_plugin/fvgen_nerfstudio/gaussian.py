@@ -1,0 +1,97 @@
+"""Gaussians from points: how a splat starts and how it grows between rounds."""
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from fvgen_nerfstudio.strategy import StrategyState
+from fvgen_recon.types import PointCloud
+
+SH_C0 = 0.28209479177387814
+"""The constant spherical harmonic, 1 / (2 sqrt(pi))."""
+NAMES = ("means", "scales", "quats", "features_dc", "features_rest", "opacities")
+_NUM_NEIGHBOURS = 3
+_MIN_SPACING = 1e-6
+_OPACITY = 0.1
+
+
+def neighbour_distance(xyz: Tensor) -> Tensor:
+    """Return the mean distance of each point to its three nearest neighbours, in world units."""
+    points = xyz.detach().cpu().numpy()
+    num_neighbours = min(_NUM_NEIGHBOURS, len(points) - 1)
+    if num_neighbours < 1:
+        return torch.full((len(points),), 1e-2)
+    distance, _ = cKDTree(points).query(points, k=num_neighbours + 1)
+    mean = np.asarray(distance)[:, 1:].mean(axis=1).astype(np.float32)
+    return torch.from_numpy(mean).clamp_min(_MIN_SPACING)
+
+
+def make_gaussians(cloud: PointCloud, sh_degree: int) -> dict[str, Tensor]:
+    """Return splatfacto's parameters for round Gaussians on the points of a cloud.
+
+    Args:
+        cloud: Points in the frame of the splat.
+        sh_degree: Degree of the spherical harmonics; 0 means plain colours behind a sigmoid.
+
+    Returns:
+        One tensor for each of `NAMES`: scales and opacities before their activations (log and
+        logit), unit quaternions (w, x, y, z).
+    """
+    num_points = len(cloud)
+    log_scale = neighbour_distance(cloud.xyz).log()[:, None].expand(-1, 3)
+    rgb = cloud.rgb.float()
+    dc = (rgb - 0.5) / SH_C0 if sh_degree > 0 else torch.logit(rgb, eps=1e-4)
+    quats = torch.zeros(num_points, 4)
+    quats[:, 0] = 1.0
+    parameters = {
+        "means": cloud.xyz.float(),
+        "scales": log_scale,
+        "quats": quats,
+        "features_dc": dc,
+        "features_rest": torch.zeros(num_points, (sh_degree + 1) ** 2 - 1, 3),
+        "opacities": torch.logit(torch.full((num_points, 1), _OPACITY)),
+    }
+    return {name: value.to(cloud.xyz.device).contiguous() for name, value in parameters.items()}
+
+
+def append_gaussians(
+    params: torch.nn.ParameterDict,
+    optimizers: dict[str, torch.optim.Optimizer],
+    state: StrategyState,
+    new: dict[str, Tensor],
+) -> None:
+    """Add Gaussians in the middle of training; their optimizer moments start at zero.
+
+    Args:
+        params: The splat's parameters, replaced by longer ones.
+        optimizers: One optimizer a parameter, which learn of the longer ones.
+        state: The strategy's running statistics, padded with zeros.
+        new: As `make_gaussians` returns them.
+    """
+    num_new = len(new["means"])
+    for name in NAMES:
+        old, optimizer = params[name], optimizers[name]
+        longer = torch.nn.Parameter(torch.cat([old.detach(), new[name].to(old)]))
+        moments = optimizer.state.pop(old, {})
+        for key, value in moments.items():
+            if key != "step":
+                moments[key] = torch.cat([value, value.new_zeros(num_new, *value.shape[1:])])
+        optimizer.param_groups[0]["params"] = [longer]
+        optimizer.state[longer] = moments
+        params[name] = longer
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            state[key] = torch.cat([value, value.new_zeros(num_new, *value.shape[1:])])
+
+
+def thin_cloud(cloud: PointCloud, num_points: int, seed: int = 0) -> PointCloud:
+    """Keep a random share of a cloud, `num_points` at most, confident points first to be drawn."""
+    if len(cloud) <= num_points:
+        return cloud
+    rng = torch.Generator().manual_seed(seed)
+    weight = cloud.confidence.detach().cpu().double().clamp_min(1e-3)
+    # Sampling without replacement by exponential clocks (Efraimidis and Spirakis, 2006).
+    clock = -torch.rand(len(cloud), generator=rng, dtype=torch.float64).clamp_min(1e-300).log()
+    kept = torch.topk(clock / weight, num_points, largest=False).indices
+    return cloud[kept.sort().values.to(cloud.xyz.device)]

@@ -1,0 +1,73 @@
+"""One round of generation. Imports the front half, so it is only imported when a round runs."""
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from fvgen_nerfstudio.gaussian import thin_cloud
+from fvgen_nerfstudio.model import FvgenModel
+from fvgen_nerfstudio.rounds import DensifySettings, lift_unseen
+from fvgen_recon.densify.bank import Bank
+from fvgen_recon.densify.densifier import Densified, Densifier, DensifyConfig, SplatRender
+from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GeneratorConfig
+from fvgen_recon.types import Cameras, Scene
+
+_MAX_ADDED = 20_000
+
+
+def make_config(settings: DensifySettings, estimator: str, device: str) -> DensifyConfig:
+    """Return the front half's configuration for the plugin's settings."""
+    name = DEFAULT_GENERATOR if settings.generator == "default" else settings.generator
+    generator = GeneratorConfig(
+        name=name,
+        weights=settings.weights,
+        num_steps=settings.num_steps,
+        num_frames=settings.num_frames,
+        device=device,
+    )
+    return DensifyConfig(
+        estimator=estimator,
+        planner=settings.planner,
+        generator=generator,
+        long_side=settings.long_side,
+        num_samples=settings.num_samples,
+        seed=settings.seed,
+    )
+
+
+def run_round(
+    config: DensifyConfig, scene: Scene, bank: Bank, index: int, model: FvgenModel
+) -> Densified:
+    """Generate one round into the bank; the generator is gone when this returns.
+
+    From the second round on, renders of the current Gaussians condition the generator.
+    """
+
+    @torch.no_grad()
+    def render(cameras: Cameras) -> SplatRender:
+        frames, alpha, depth = model.render_black(cameras)
+        device = scene.images.device
+        return SplatRender(frames=frames.to(device), alpha=alpha.to(device), depth=depth.to(device))
+
+    outcome = Densifier(config).run(
+        scene.to(model.device),
+        bank=bank,
+        round_index=index,
+        splat=render if index > 0 else None,
+    )
+    spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in outcome.seconds.items())
+    CONSOLE.log(f"{len(bank)} frames in the bank at {bank.folder} ({spent}).")
+    return outcome
+
+
+def add_gaussians(outcome: Densified, model: FvgenModel) -> int:
+    """Add Gaussians where the clips see trusted points and the splat shows nothing.
+
+    Returns:
+        How many were added.
+    """
+    added = 0
+    share = _MAX_ADDED // max(1, len(outcome.clips))
+    for clip in outcome.clips:
+        _, alpha, _ = model.render_black(clip.cameras)
+        added += model.add_points(thin_cloud(lift_unseen(clip, alpha), share).to(model.device))
+    return added

@@ -1,0 +1,314 @@
+"""The splat: splatfacto's Gaussians on our rasteriser, trained on real and generated views."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras as NerfCameras
+from nerfstudio.model_components.lib_bilagrid import BilateralGrid
+from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
+from nerfstudio.utils.colors import get_color
+from nerfstudio.utils.rich_utils import CONSOLE
+from pytorch_msssim import SSIM
+from torch import Tensor
+from torch.nn import Parameter, ParameterDict
+
+from fvgen_nerfstudio.camera import view_matrices
+from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
+from fvgen_nerfstudio.loss import weighted_dssim, weighted_l1
+from fvgen_nerfstudio.perceptual import PerceptualMetrics
+from fvgen_nerfstudio.strategy import SplatStrategy
+from fvgen_recon.errors import WeightsError
+from fvgen_recon.geometry.conventions import opencv_to_opengl
+from fvgen_recon.types import Cameras, PointCloud
+
+VISER_BACKGROUND = (0.1490, 0.1647, 0.2157)
+"""What renders show behind the splat when training backgrounds are random: the viewer's colour."""
+_SMOOTHING = 0.98
+_NEAR, _FAR = 0.01, 1e10
+
+
+@dataclass
+class FvgenModelConfig(SplatfactoModelConfig):
+    """Splatfacto's options; generated views bring their own weights with them."""
+
+    _target: type = field(default_factory=lambda: FvgenModel)
+    max_gaussians: int = 2_000_000
+    """Number of Gaussians above which no more are added."""
+
+
+class FvgenModel(SplatfactoModel):
+    """A `SplatfactoModel` (viewer and exporter ask for one) that runs without CUDA."""
+
+    config: FvgenModelConfig
+
+    def populate_modules(self) -> None:
+        """Create the Gaussians, the metrics and the strategy; nothing is downloaded."""
+        from torchmetrics.image import PeakSignalNoiseRatio
+
+        cloud = self._seed_cloud()
+        gaussians = make_gaussians(cloud, self.config.sh_degree)
+        self.gauss_params = ParameterDict({k: Parameter(v) for k, v in gaussians.items()})
+        self.camera_optimizer = self.config.camera_optimizer.setup(
+            num_cameras=self.num_train_data, device="cpu"
+        )
+        self.psnr = PeakSignalNoiseRatio(data_range=1.0)
+        self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
+        self.perceptual = PerceptualMetrics(CONSOLE.log)
+        self.step = 0
+        self.crop_box = None
+        is_random = self.config.background_color == "random"
+        self.background_color = (
+            torch.tensor(VISER_BACKGROUND) if is_random else get_color(self.config.background_color)
+        )
+        if self.config.use_bilateral_grid:
+            width, height, depth = self.config.grid_shape
+            self.bil_grids = BilateralGrid(
+                num=self.num_train_data, grid_X=width, grid_Y=height, grid_W=depth
+            )
+        self.strategy = self._make_strategy()
+        self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
+        self.running_loss: dict[str, float] = {}
+
+    def _seed_cloud(self) -> PointCloud:
+        """Return the points to start from; random ones where none came."""
+        if self.seed_points is not None and not self.config.random_init:
+            xyz, rgb = self.seed_points[0].float(), self.seed_points[1].float() / 255
+        else:
+            xyz = (torch.rand(self.config.num_random, 3) - 0.5) * self.config.random_scale
+            rgb = torch.rand(self.config.num_random, 3)
+        ones = torch.ones(len(xyz))
+        return PointCloud(xyz=xyz, rgb=rgb, confidence=ones, view=-ones.long())
+
+    def _make_strategy(self) -> SplatStrategy:
+        config = self.config
+        return SplatStrategy(
+            prune_opa=config.cull_alpha_thresh,
+            grow_grad2d=config.densify_grad_thresh,
+            grow_scale3d=config.densify_size_thresh,
+            grow_scale2d=config.split_screen_size,
+            prune_scale3d=config.cull_scale_thresh,
+            prune_scale2d=config.cull_screen_size,
+            refine_scale2d_stop_iter=config.stop_screen_size_at,
+            refine_start_iter=config.warmup_length,
+            refine_stop_iter=config.stop_split_at,
+            reset_every=config.reset_alpha_every * config.refine_every,
+            refine_every=config.refine_every,
+            pause_refine_after_reset=self.num_train_data + config.refine_every,
+            absgrad=config.use_absgrad,
+            revised_opacity=False,
+            verbose=False,
+            max_gaussians=config.max_gaussians,
+        )
+
+    def rasterize_view(
+        self,
+        camera_to_worlds: Tensor,
+        K: Tensor,
+        size: tuple[int, int],
+        *,
+        with_depth: bool,
+        chosen: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Render the Gaussians on black.
+
+        Args:
+            camera_to_worlds: One OpenGL pose `1 3 4`.
+            K: Its intrinsics `1 3 3`.
+            size: Height and width.
+            with_depth: Whether expected z-depth follows the colours as a fourth channel.
+            chosen: Mask of the Gaussians to draw; all by default.
+
+        Returns:
+            Colours `1 H W 3|4`, opacity `1 H W 1` and the rasteriser's own notes.
+        """
+        from fvgen_recon.render.gaussian import rasterize
+
+        params = {n: p if chosen is None else p[chosen] for n, p in self.gauss_params.items()}
+        if self.config.sh_degree > 0:
+            colors = torch.cat([params["features_dc"][:, None], params["features_rest"]], dim=1)
+            degree = min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
+        else:
+            colors, degree = torch.sigmoid(params["features_dc"]), None
+        return rasterize(
+            means=params["means"],
+            quats=params["quats"],
+            scales=torch.exp(params["scales"]),
+            opacities=torch.sigmoid(params["opacities"]).squeeze(-1),
+            colors=colors,
+            viewmats=view_matrices(camera_to_worlds),
+            Ks=K,
+            width=size[1],
+            height=size[0],
+            sh_degree=degree,
+            near_plane=_NEAR,
+            far_plane=_FAR,
+            packed=False,
+            render_mode="RGB+ED" if with_depth else "RGB",
+            absgrad=self.strategy.absgrad,
+            rasterize_mode=self.config.rasterize_mode,
+        )
+
+    def get_outputs(self, camera: NerfCameras) -> dict[str, Tensor | list]:
+        """Render one camera; in training, note what the strategy needs."""
+        if not isinstance(camera, NerfCameras):
+            return {}  # ns-render's nearest-camera option asks with rays; splatfacto answers so.
+        chosen = self._cropped()
+        size, K = self._scaled_view(camera)
+        if chosen is not None and not bool(chosen.any()):
+            return self.get_empty_outputs(size[1], size[0], self.background_color.to(self.device))
+        poses = camera.camera_to_worlds
+        if self.training:
+            assert camera.shape[0] == 1, "Training renders one camera at a time."
+            poses = self.camera_optimizer.apply_to_camera(camera)
+        with_depth = self.config.output_depth_during_training or not self.training
+        colors, alpha, self.info = self.rasterize_view(
+            poses.to(self.device), K, size, with_depth=with_depth, chosen=chosen
+        )
+        self.last_size = size
+        if self.training:
+            self.strategy.step_pre_backward(
+                self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
+            )
+        return self._compose(colors, alpha, camera)
+
+    def _cropped(self) -> Tensor | None:
+        """Return which Gaussians lie in the viewer's crop box, or none where there is no box."""
+        if self.crop_box is None or self.training:
+            return None
+        return self.crop_box.within(self.means).squeeze(-1)
+
+    def _scaled_view(self, camera: NerfCameras) -> tuple[tuple[int, int], Tensor]:
+        """Return image size and intrinsics at the current training resolution."""
+        factor = self._get_downscale_factor()
+        height, width = int(camera.height.item()), int(camera.width.item())
+        size = (height // factor, width // factor)
+        K = camera.get_intrinsics_matrices().to(self.device).reshape(1, 3, 3).clone()
+        K[:, :2] /= factor
+        return size, K
+
+    def _compose(self, colors: Tensor, alpha: Tensor, camera: NerfCameras) -> dict[str, Any]:
+        """Put a render on its background."""
+        background = self._get_background_color()
+        rgb = (colors[..., :3] + (1 - alpha) * background).clamp(0.0, 1.0)
+        size = rgb.shape[1:3]
+        metadata = camera.metadata or {}
+        if self.config.use_bilateral_grid and self.training and "cam_idx" in metadata:
+            rgb = self._apply_bilateral_grid(rgb, metadata["cam_idx"], *size)
+        depth = None
+        if colors.shape[-1] == 4:
+            far = colors[..., 3:].detach().max()
+            depth = torch.where(alpha > 0, colors[..., 3:], far).squeeze(0)
+        if not self.training:
+            background = background.expand(*size, 3)
+        return {
+            "rgb": rgb.squeeze(0),
+            "depth": depth,
+            "accumulation": alpha.squeeze(0),
+            "background": background,
+        }
+
+    def get_metrics_dict(self, outputs: dict, batch: dict) -> dict[str, Any]:
+        """Return PSNR under a name that says what it was measured on, and running losses."""
+        target = self.composite_with_background(
+            self.get_gt_img(batch["image"]), outputs["background"]
+        )
+        kind = "generated" if batch.get("is_generated", False) else "real"
+        metrics = {
+            f"psnr_{kind}": self.psnr(outputs["rgb"], target),
+            "gaussian_count": self.num_points,
+            **{f"running_loss_{key}": value for key, value in self.running_loss.items()},
+        }
+        if kind == "real":
+            metrics["psnr"] = metrics["psnr_real"]
+        self.camera_optimizer.get_metrics_dict(metrics)
+        return metrics
+
+    def get_loss_dict(
+        self, outputs: dict, batch: dict, metrics_dict: dict | None = None
+    ) -> dict[str, Tensor]:
+        """Return splatfacto's losses; a generated view's are weighed pixel by pixel."""
+        is_generated = batch.get("is_generated", False)
+        if is_generated:
+            losses = {"main_loss": self._weighted_loss(outputs, batch)}
+        else:
+            losses = super().get_loss_dict(outputs, batch, metrics_dict)
+        if self.training:
+            main = float(losses["main_loss"].detach())
+            self._note_loss("mixed", main)
+            self._note_loss("generated" if is_generated else "real", main)
+        return losses
+
+    def _weighted_loss(self, outputs: dict, batch: dict) -> Tensor:
+        target = self.get_gt_img(batch["image"]).permute(2, 0, 1)
+        weight = self._downscale_if_required(batch["weight"]).to(self.device).permute(2, 0, 1)
+        prediction = outputs["rgb"].permute(2, 0, 1)
+        share = self.config.ssim_lambda
+        l1 = weighted_l1(prediction, target, weight)
+        return (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
+
+    def _note_loss(self, key: str, value: float) -> None:
+        old = self.running_loss.get(key, value)
+        self.running_loss[key] = _SMOOTHING * old + (1 - _SMOOTHING) * value
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Return PSNR, SSIM and what perceptual metrics can be had, and truth beside render."""
+        target = self.composite_with_background(
+            self.get_gt_img(batch["image"]), outputs["background"]
+        )
+        first, second = (image.permute(2, 0, 1)[None] for image in (target, outputs["rgb"]))
+        metrics = {"psnr": float(self.psnr(second, first)), "ssim": float(self.ssim(first, second))}
+        metrics.update(self.perceptual.measure(second, first))
+        return metrics, {"img": torch.cat([target, outputs["rgb"]], dim=1)}
+
+    def update_to_step(self, step: int) -> None:
+        """Set the step that a checkpoint was saved at: it decides the SH degree in use."""
+        self.step = step
+
+    def load_state_dict(self, state: dict[str, Tensor], **kwargs: Any) -> Any:
+        """Load Gaussians of any number into the parameters that the optimizers already hold.
+
+        Raises:
+            WeightsError: The state is not a splat's, or has another SH degree.
+        """
+        state = {k: v for k, v in state.items() if not k.startswith("lpips.")}
+        for name in NAMES:
+            self._resize_parameter(name, state)
+        return super(SplatfactoModel, self).load_state_dict(state, **kwargs)
+
+    def _resize_parameter(self, name: str, state: dict[str, Tensor]) -> None:
+        """Give a parameter the stored shape in place, so that its optimizer keeps hold of it."""
+        param, stored = self.gauss_params[name], state.get(f"gauss_params.{name}")
+        if stored is None:
+            raise WeightsError(f"The checkpoint holds no Gaussian {name}: it is not of a splat.")
+        if stored.shape[1:] != param.shape[1:]:
+            raise WeightsError(
+                f"The checkpoint's Gaussian {name} have shape {tuple(stored.shape[1:])} and this "
+                f"run's {tuple(param.shape[1:])}: train with the same SH degree."
+            )
+        param.data = torch.zeros(stored.shape, dtype=param.dtype, device=param.device)
+        param.grad = None
+
+    @torch.no_grad()
+    def add_points(self, cloud: PointCloud) -> int:
+        """Add Gaussians on points, as far as there is room; return how many were added."""
+        room = self.config.max_gaussians - self.num_points
+        if len(cloud) > room or len(cloud) < 2:
+            return 0
+        new = make_gaussians(cloud, self.config.sh_degree)
+        append_gaussians(self.gauss_params, self.optimizers, self.strategy_state, new)
+        return len(cloud)
+
+    @torch.no_grad()
+    def render_black(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+        """Render OpenCV cameras on black: colours `T 3 H W`, opacity and depth `T 1 H W`."""
+        size = (cameras.height, cameras.width)
+        rows = []
+        for camera in cameras.to(self.device):
+            pose = opencv_to_opengl(camera.c2w)[None, :3]
+            rows.append(self.rasterize_view(pose, camera.K[None], size, with_depth=True)[:2])
+        colors = torch.cat([row[0] for row in rows]).permute(0, 3, 1, 2)
+        alpha = torch.cat([row[1] for row in rows]).permute(0, 3, 1, 2)
+        return colors[:, :3].clamp(0, 1), alpha.clamp(0, 1), colors[:, 3:] * (alpha > 0)

@@ -1,0 +1,117 @@
+"""The pipeline: decides when views are generated and hands them to the datamanager."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.engine.callbacks import (
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
+from fvgen_nerfstudio.failure import one_sentence
+from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
+from fvgen_recon.densify.bank import Bank
+from fvgen_recon.errors import InputError
+
+BANK_FOLDER = "bank"
+
+
+@dataclass
+class FvgenPipelineConfig(VanillaPipelineConfig):
+    """What is trained on, the splat, and how views are generated."""
+
+    _target: type = field(default_factory=lambda: FvgenPipeline)
+    datamanager: DataManagerConfig = field(default_factory=FvgenDatamanagerConfig)
+    model: ModelConfig = field(default_factory=FvgenModelConfig)
+    densify: DensifySettings = field(default_factory=DensifySettings)
+    """How views are generated."""
+
+    def setup(self, **kwargs: Any) -> "FvgenPipeline":
+        """Create the pipeline; a user's mistake ends with one sentence."""
+        with one_sentence():
+            return super().setup(**kwargs)
+
+
+class FvgenPipeline(VanillaPipeline):
+    """Generates views in rounds.
+
+    It never holds a generator: that one is loaded for a round and dropped after it, so that no
+    checkpoint and no viewer meets it.
+    """
+
+    config: FvgenPipelineConfig
+    datamanager: FvgenDatamanager
+    model: FvgenModel
+
+    def __init__(self, config: FvgenPipelineConfig, device: str, **kwargs: Any) -> None:
+        check_rounds(config.densify.rounds)
+        super().__init__(config, device, **kwargs)
+        self.num_rounds_done = 0
+        self.num_steps = 1
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Add the rounds in front of the model's own callbacks."""
+        trainer = training_callback_attributes.trainer
+        assert trainer is not None, "Rounds need to know the run's length and folder."
+        self.num_steps = trainer.config.max_num_iterations
+        self.datamanager.num_steps = self.num_steps
+        self.open_bank(trainer.base_dir / BANK_FOLDER, resumed_from=trainer.config.load_dir)
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        # The model's own callback must run first: it hands over the optimizers.
+        return [*callbacks, TrainingCallback(before, self.run_due_round)]
+
+    def open_bank(self, folder: Path, resumed_from: Path | None) -> None:
+        """Open the run's bank; take over that of the run that is resumed, or the user's own."""
+        settings = self.config.densify
+        source = settings.bank
+        if source is not None and not len(Bank(source)):
+            raise InputError(f"There is no bank with frames in {source}: name another folder.")
+        if source is None and resumed_from is not None:
+            source = resumed_from.resolve().parent / BANK_FOLDER
+        if source is not None and source.is_dir() and not folder.exists():
+            _copy_folder(source, folder)
+        bank = Bank(folder)
+        self.num_rounds_done = len(settings.rounds) if settings.bank else bank.num_rounds
+        self.datamanager.use_bank(bank, settings.use_rounds)
+
+    def run_due_round(self, step: int) -> None:
+        """Generate views where a round is due at this step."""
+        rounds = self.config.densify.rounds
+        index = due_round(rounds, step / self.num_steps, self.num_rounds_done)
+        if index is not None and self.datamanager.bank is not None:
+            self.run_round(index)
+            self.num_rounds_done = index + 1
+
+    def run_round(self, index: int) -> None:
+        """Run one round: generate, keep in the bank, add Gaussians, serve the new frames."""
+        from fvgen_nerfstudio.generation import add_gaussians, make_config, run_round
+
+        data, bank, settings = self.datamanager, self.datamanager.bank, self.config.densify
+        assert bank is not None, "A round needs a bank to write to."
+        CONSOLE.log(f"Generating views, round {index + 1} of {len(settings.rounds)}.")
+        config = make_config(settings, data.config.dataparser.estimator, str(self.device))
+        outcome = run_round(config, data.scene, bank, index, self.model)
+        if settings.add_points:
+            CONSOLE.log(f"{add_gaussians(outcome, self.model)} Gaussians added.")
+        data.use_bank(bank, settings.use_rounds)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder so that a reader sees all of it or nothing."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    os.replace(partial, target)

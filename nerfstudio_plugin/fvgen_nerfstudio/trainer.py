@@ -1,0 +1,115 @@
+"""Training that resumes where it stopped and leaves nothing behind when the data are bad."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from fvgen_nerfstudio.checkpoint import (
+    EXTRA_KEY,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from fvgen_nerfstudio.failure import one_sentence
+from fvgen_nerfstudio.pipeline import FvgenPipeline
+from fvgen_recon.errors import InputError
+
+
+@dataclass
+class FvgenTrainerConfig(TrainerConfig):
+    """nerfstudio's training options with `--views` for the number of input photos."""
+
+    _target: type = field(default_factory=lambda: FvgenTrainer)
+    views: int | None = None
+    """Alias for --pipeline.datamanager.dataparser.views"""
+
+    def save_config(self) -> None:
+        """Apply aliases and choose the device; the file is written once the data are known good."""
+        if self.views is not None:
+            self.pipeline.datamanager.dataparser.views = self.views
+        if self.machine.device_type == "cuda" and not torch.cuda.is_available():
+            CONSOLE.print("There is no CUDA device: training on the CPU.")
+            self.machine.device_type = "cpu"
+
+    def write_config(self) -> None:
+        """Write `config.yml` into the run folder."""
+        super().save_config()
+
+
+class FvgenTrainer(Trainer):
+    """nerfstudio's trainer with checkpoints that can be resumed from."""
+
+    config: FvgenTrainerConfig
+    pipeline: FvgenPipeline
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        """Set up the pipeline, then the run folder; a user's mistake ends with one sentence."""
+        with one_sentence():
+            super().setup(test_mode)
+
+    def setup_optimizers(self) -> Optimizers:
+        """Create the optimizers. The pipeline stands by now, so a run folder is worth having."""
+        self.config.write_config()
+        return super().setup_optimizers()
+
+    def train(self) -> None:
+        """Train up to `max_num_iterations` steps in all, those before a resume included."""
+        total = self.config.max_num_iterations
+        with one_sentence():
+            if self._start_step >= total:
+                raise InputError(
+                    f"The checkpoint already has {self._start_step} steps of {total}: ask for more "
+                    "with --max-num-iterations."
+                )
+            # nerfstudio 1.1.5 counts from the step that it resumes at.
+            self.config.max_num_iterations = total - self._start_step
+            try:
+                super().train()
+            finally:
+                self.config.max_num_iterations = total
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint that stock tools load, with the strategy's statistics beside it."""
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        optimizers = self.optimizers
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {k: v.state_dict() for k, v in optimizers.optimizers.items()},
+            "schedulers": {k: v.state_dict() for k, v in optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            EXTRA_KEY: {"strategy_state": self.pipeline.model.strategy_state},
+        }
+        write_checkpoint(state, path)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("step-*.ckpt"):
+                if other != path:
+                    other.unlink()
+
+    def _load_checkpoint(self) -> None:
+        path = self._checkpoint_to_load()
+        if path is None:
+            return
+        state = read_checkpoint(path)
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state.get("schedulers", {}))
+        self.grad_scaler.load_state_dict(state["scalers"])
+        model = self.pipeline.model
+        for key, value in state.get(EXTRA_KEY, {}).get("strategy_state", {}).items():
+            is_tensor = isinstance(value, torch.Tensor)
+            model.strategy_state[key] = value.to(model.device) if is_tensor else value
+        CONSOLE.print(f"Resuming after step {state['step']} from {path}")
+
+    def _checkpoint_to_load(self) -> Path | None:
+        """Return the checkpoint that the command line names, or none."""
+        if self.config.load_dir is not None:
+            return find_checkpoint(self.config.load_dir, self.config.load_step)
+        return self.config.load_checkpoint

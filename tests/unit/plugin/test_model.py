@@ -1,0 +1,184 @@
+"""The splat without CUDA and without a network: renders, losses, checkpoints, new Gaussians."""
+
+import pytest
+import torch
+from factories import make_cameras, make_cloud
+from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
+from fvgen_nerfstudio.gaussian import NAMES
+from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.splatfacto import SplatfactoModel
+
+from fvgen_recon.errors import WeightsError
+
+
+def _model(num_points: int = 60, **options) -> FvgenModel:
+    torch.manual_seed(0)
+    cloud = make_cloud(num_points)
+    config = FvgenModelConfig(sh_degree=1, num_downscales=0, background_color="black", **options)
+    model = config.setup(
+        scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=3,
+        seed_points=(cloud.xyz, cloud.rgb * 255),
+    )
+    assert isinstance(model, FvgenModel)
+    return model
+
+
+def _optimizers(model: FvgenModel) -> dict[str, torch.optim.Optimizer]:
+    groups = model.get_gaussian_param_groups()
+    return {name: torch.optim.Adam(groups[name], lr=0.01) for name in NAMES}
+
+
+def _step(model: FvgenModel, batch: dict, step: int = 0) -> dict:
+    model.train()
+    model.step = step
+    outputs = model(to_nerfstudio(make_cameras(3, 24, 32)[1]))
+    metrics = model.get_metrics_dict(outputs, batch)
+    losses = model.get_loss_dict(outputs, batch, metrics)
+    for optimizer in model.optimizers.values():
+        optimizer.zero_grad()
+    sum(losses.values()).backward()
+    for optimizer in model.optimizers.values():
+        optimizer.step()
+    model.step_post_backward(step)
+    return {**metrics, **losses}
+
+
+@pytest.fixture
+def batch(rng) -> dict:
+    return {"image": torch.rand(24, 32, 3, generator=rng)}
+
+
+def test_poses_become_the_matrices_that_the_rasteriser_wants():
+    cameras = make_cameras(3)
+    torch.testing.assert_close(
+        view_matrices(to_nerfstudio(cameras).camera_to_worlds), cameras.w2c, atol=1e-6, rtol=0
+    )
+
+
+def test_it_is_a_splatfacto_model_without_networks_inside():
+    model = _model()
+    assert isinstance(model, SplatfactoModel)
+    assert set(model.state_dict()) == {f"gauss_params.{n}" for n in NAMES} | {
+        "device_indicator_param"
+    }
+
+
+def test_outputs_are_those_of_the_nerfstudio_contract():
+    model = _model().eval()
+    outputs = model.get_outputs_for_camera(to_nerfstudio(make_cameras(3, 24, 32)[0]))
+    shapes = {k: tuple(v.shape) for k, v in outputs.items()}
+    image, plane = (24, 32, 3), (24, 32, 1)
+    assert shapes == {"rgb": image, "depth": plane, "accumulation": plane, "background": image}
+    seen = outputs["accumulation"] > 0.05
+    assert seen.any()
+    assert outputs["depth"][seen].min() > 1  # The cameras are four units from the points.
+    assert outputs["depth"][seen].max() < 7
+
+
+def test_renders_on_black_agree_with_outputs():
+    model = _model().eval()
+    cameras = make_cameras(2, 24, 32)
+    frames, alpha, depth = model.render_black(cameras)
+    outputs = model.get_outputs_for_camera(to_nerfstudio(cameras[1]))
+    torch.testing.assert_close(frames[1].permute(1, 2, 0), outputs["rgb"])
+    torch.testing.assert_close(alpha[1].permute(1, 2, 0), outputs["accumulation"])
+    seen = alpha[1, 0] > 0
+    torch.testing.assert_close(depth[1, 0][seen], outputs["depth"][..., 0][seen])
+    assert depth[1, 0][~seen].abs().sum() == 0
+
+
+def test_training_at_half_size_keeps_the_field_of_view():
+    model = _model(num_points=200)
+    model.config.num_downscales = 1
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[0])
+    model.optimizers = _optimizers(model)
+    half = model.train().get_outputs(camera)["accumulation"].detach()
+    full = model.eval().get_outputs_for_camera(camera)["accumulation"].detach()
+    assert half.shape == (12, 16, 1)
+    assert int(camera.width) == 32
+    shrunk = full.reshape(12, 2, 16, 2).mean(dim=(1, 3))
+    assert (half[..., 0] - shrunk).abs().mean() < 0.1 * shrunk.mean()
+
+
+def test_a_generated_view_is_weighed_and_reported_apart(batch):
+    model = _model()
+    model.optimizers = _optimizers(model)
+    real = _step(model, batch)
+    assert "psnr" in real
+    assert "psnr_real" in real
+    assert "psnr_generated" not in real
+    none = _step(model, {**batch, "is_generated": True, "weight": torch.zeros(24, 32, 1)})
+    assert none["main_loss"] == 0
+    assert "psnr" not in none
+    assert "psnr_generated" in none
+    assert set(model.running_loss) == {"mixed", "real", "generated"}
+    assert model.running_loss["real"] == pytest.approx(real["main_loss"].item())
+    assert model.running_loss["generated"] == 0
+    assert 0 < model.running_loss["mixed"] < model.running_loss["real"]
+
+
+def test_full_weight_costs_what_a_photo_costs(batch):
+    model = _model()
+    model.optimizers = _optimizers(model)
+    outputs = model.train()(to_nerfstudio(make_cameras(3, 24, 32)[1]))
+    real = model.get_loss_dict(outputs, batch)["main_loss"]
+    generated = {**batch, "is_generated": True, "weight": torch.ones(24, 32, 1)}
+    torch.testing.assert_close(
+        model.get_loss_dict(outputs, generated)["main_loss"], real, atol=2e-5, rtol=0
+    )
+
+
+def test_a_loaded_model_goes_on_training(batch):
+    trained = _model(num_points=80)
+    fresh = _model(num_points=60)
+    fresh.optimizers = _optimizers(fresh)
+    before = {name: fresh.gauss_params[name] for name in NAMES}
+    fresh.update_to_step(123)
+    fresh.load_state_dict(trained.state_dict())
+    assert fresh.step == 123
+    for name in NAMES:
+        assert fresh.gauss_params[name] is before[name]
+        assert fresh.gauss_params[name].data_ptr() != trained.gauss_params[name].data_ptr()
+        torch.testing.assert_close(fresh.gauss_params[name], trained.gauss_params[name])
+    _step(fresh, batch)
+    moved = (fresh.gauss_params["features_dc"] - trained.gauss_params["features_dc"]).abs()
+    assert moved.max() > 1e-3
+
+
+def test_checkpoints_of_stock_splatfacto_load_and_others_are_named():
+    model = _model()
+    state = {**model.state_dict(), "lpips.net.lin0.model.1.weight": torch.ones(1)}
+    model.load_state_dict(state, strict=True)
+    with pytest.raises(WeightsError, match="not of a splat"):
+        model.load_state_dict({"field.weight": torch.ones(3)})
+    wrong = {**model.state_dict(), "gauss_params.features_rest": torch.zeros(60, 15, 3)}
+    with pytest.raises(WeightsError, match="same SH degree"):
+        model.load_state_dict(wrong)
+
+
+def test_added_gaussians_are_seen_and_the_limit_holds(batch):
+    model = _model(max_gaussians=100)
+    model.optimizers = _optimizers(model)
+    _step(model, batch)
+    assert model.add_points(make_cloud(30, seed=3)) == 30
+    assert model.num_points == 90
+    assert model.add_points(make_cloud(30, seed=4)) == 0
+    _step(model, batch, step=1)
+    assert model.gauss_params["means"].grad is not None
+
+
+def test_missing_lpips_is_said_once(monkeypatch, tmp_path, batch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = _model().eval()
+    said: list[str] = []
+    model.perceptual._say = said.append
+    outputs = model.get_outputs_for_camera(to_nerfstudio(make_cameras(3, 24, 32)[0]))
+    for _ in range(2):
+        metrics, images = model.get_image_metrics_and_images(outputs, batch)
+    assert "lpips" not in metrics
+    assert metrics["psnr"] > 0
+    assert tuple(images["img"].shape) == (24, 64, 3)
+    assert len(said) == 1
+    assert "AlexNet" in said[0]

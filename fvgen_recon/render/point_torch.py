@@ -1,0 +1,142 @@
+"""Point rendering in torch, for GPUs: sort once by depth, once by pixel, then composite segments.
+
+There is no loop over points or pixels. All frames of a chunk share the two sorts; chunks bound the
+memory.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MAX_CANDIDATES = 2**26
+"""Pairs of a point and a pixel near it that are looked at together: about 1.5 GB."""
+
+
+class _Disks(NamedTuple):
+    """Points that may touch an image, by frame and then from near to far."""
+
+    frame: Int[Tensor, "M"]
+    point: Int[Tensor, "M"]
+    u: Float[Tensor, "M"]
+    v: Float[Tensor, "M"]
+    depth: Float[Tensor, "M"]
+
+
+class _Fragments(NamedTuple):
+    """Hits of disks on pixels, in the order of the disks."""
+
+    disk: Int[Tensor, "F"]
+    pixel: Int[Tensor, "F"]
+    alpha: Float[Tensor, "F"]
+
+
+def splat_frames(
+    xyz: Float[Tensor, "N 3"],
+    rgb: Float[Tensor, "N 3"],
+    matrices: Float[Tensor, "T 3 4"],
+    *,
+    size: tuple[int, int],
+    radius: float,
+    points_per_pixel: int,
+    depth_limit: Float[Tensor, "T H W"] | None,
+) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 1 H W"], Float[Tensor, "T 1 H W"]]:
+    """Return colours, opacity and the depth of the heaviest point of every pixel.
+
+    See `fvgen_recon.render.point.render_points`, which calls this.
+    """
+    height, width = size
+    planes = xyz.new_zeros(matrices.shape[0], height * width, 5)
+    window = -int(-2 * radius // 1)
+    step = max(1, _MAX_CANDIDATES // max(1, len(xyz) * window**2))
+    for start in range(0, len(matrices) if len(xyz) else 0, step):
+        part = slice(start, start + step)
+        disks = _project(xyz, matrices[part], size, radius)
+        limit = None if depth_limit is None else depth_limit[part].reshape(-1)
+        fragments = _rasterise(disks, size, radius, limit)
+        planes[part] = _composite(
+            fragments, disks, rgb, planes[part].shape[0] * height * width, points_per_pixel
+        ).view(-1, height * width, 5)
+    planes = planes.mT.reshape(-1, 5, height, width)
+    return planes[:, :3], planes[:, 3:4], planes[:, 4:5]
+
+
+def _project(
+    xyz: Float[Tensor, "N 3"],
+    matrices: Float[Tensor, "T 3 4"],
+    *,
+    size: tuple[int, int],
+    radius: float,
+) -> _Disks:
+    """Project points, drop those that cannot touch an image, sort the rest by frame and depth."""
+    height, width = size
+    local = matrices[..., :3] @ xyz.double().mT + matrices[..., 3:]
+    depth = local[:, 2].float()
+    u, v = local[:, 0] / local[:, 2], local[:, 1] / local[:, 2]
+    near = (u > -radius) & (u < width + radius) & (v > -radius) & (v < height + radius)
+    frame, point = ((depth > 0) & near).nonzero(as_tuple=True)
+    depth = depth[frame, point]
+    # The bits of positive floats sort like the floats: one key holds the frame and the depth.
+    key = (frame << 32) | depth.view(torch.int32).long()
+    order = key.sort(stable=True).indices
+    frame, point = frame[order], point[order]
+    return _Disks(frame, point, u[frame, point], v[frame, point], depth[order])
+
+
+def _rasterise(
+    disks: _Disks, size: tuple[int, int], radius: float, limit: Float[Tensor, "P"] | None
+) -> _Fragments:
+    """Find the pixels whose centre lies inside each disk."""
+    height, width = size
+    window = -int(-2 * radius // 1)
+    offset = torch.arange(window, device=disks.u.device)
+    first_x = (disks.u - radius - 0.5).floor() + 1
+    first_y = (disks.v - radius - 0.5).floor() + 1
+    dx = (first_x + 0.5 - disks.u)[:, None] + offset
+    dy = (first_y + 0.5 - disks.v)[:, None] + offset
+    x = first_x.int()[:, None] + offset.int()
+    y = first_y.int()[:, None] + offset.int()
+    # A hit needs d^2 < R^2; a pixel outside the image gets an infinite distance.
+    dx2 = torch.where((x >= 0) & (x < width), dx.square(), torch.inf)
+    dy2 = torch.where((y >= 0) & (y < height), dy.square(), torch.inf)
+    squared = (dy2[:, :, None] + dx2[:, None, :]).view(-1)
+    hit = (squared < radius**2).nonzero()[:, 0]
+    disk = hit // window**2
+    row, column = hit // window % window, hit % window
+    pixel = (disks.frame[disk].int() * height + y[disk, row]) * width + x[disk, column]
+    alpha = (1 - squared[hit] / radius**2).float()
+    if limit is None:
+        return _Fragments(disk, pixel, alpha)
+    keep = disks.depth[disk] <= limit[pixel]
+    return _Fragments(disk[keep], pixel[keep], alpha[keep])
+
+
+def _composite(
+    fragments: _Fragments, disks: _Disks, rgb: Tensor, num_pixels: int, points_per_pixel: int
+) -> Float[Tensor, "P 5"]:
+    """Composite the first few fragments of every pixel: red, green, blue, opacity, depth."""
+    pixel, order = fragments.pixel.sort(stable=True)
+    borders = torch.arange(num_pixels, device=pixel.device, dtype=pixel.dtype)
+    start = torch.searchsorted(pixel, borders)
+    rank = torch.arange(len(pixel), device=pixel.device) - start[pixel]
+    keep = rank < points_per_pixel
+    slot = pixel[keep].long() * points_per_pixel + rank[keep]
+    order = order[keep]
+    alpha = rgb.new_zeros(num_pixels * points_per_pixel)
+    alpha[slot] = fragments.alpha[order]
+    disk = torch.zeros(num_pixels * points_per_pixel, dtype=torch.long, device=rgb.device)
+    disk[slot] = fragments.disk[order]
+    alpha, disk = alpha.view(num_pixels, -1), disk.view(num_pixels, -1)
+    clear = (1 - alpha).cumprod(1)
+    weight = alpha * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
+    result = rgb.new_zeros(num_pixels, 5)
+    if not len(disks.point):
+        return result
+    for k in range(points_per_pixel):
+        result[:, :3] += weight[:, k, None] * rgb[disks.point[disk[:, k]]]
+    result[:, 3] = 1 - clear[:, -1]
+    heaviest, best = weight.max(1)
+    depth = disks.depth[disk.gather(1, best[:, None])[:, 0]]
+    result[:, 4] = torch.where(heaviest > 0, depth, torch.zeros_like(depth))
+    return result

@@ -1,0 +1,109 @@
+"""Distances between poses and motions from one pose to another."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.geometry.rigid import rotation_angle
+from fvgen_recon.types import Cameras
+
+
+def pose_distances(
+    first: Cameras, second: Cameras, *, unit: float | Float[Tensor, ""]
+) -> Float[Tensor, "M N"]:
+    """Return distance / `unit` + angle in radians between all pairs of two rows of cameras."""
+    distance = torch.cdist(first.position, second.position)
+    angle = rotation_angle(first.c2w[:, None, :3, :3], second.c2w[None, :, :3, :3])
+    return distance / unit + angle
+
+
+def scene_unit(cameras: Cameras) -> float:
+    """Return the median distance between different camera positions: the unit of pose distances.
+
+    It is 1 where all cameras stand in one place.
+    """
+    distances = torch.pdist(cameras.position.double())
+    apart = distances[distances > 1e-9]
+    return float(apart.median()) if len(apart) else 1.0
+
+
+def rotation_to_vector(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3"]:
+    """Return axis times angle of rotations; half turns get one of their two axes, never NaN."""
+    quaternion = _rotation_to_quaternion(rotation)
+    real, imaginary = quaternion[..., :1], quaternion[..., 1:]
+    length = imaginary.norm(dim=-1, keepdim=True)
+    angle = 2 * torch.atan2(length, real)
+    # angle / sin(angle / 2) tends to 2 for small angles.
+    factor = torch.where(length > 1e-12, angle / length.clamp_min(1e-12), torch.full_like(real, 2))
+    return imaginary * factor
+
+
+def _rotation_to_quaternion(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 4"]:
+    """Return unit quaternions (w, x, y, z) with w >= 0.
+
+    The quaternion is the greatest eigenvector of a symmetric matrix (Bar-Itzhack 2000), which is
+    well conditioned at every angle.
+    """
+    r = rotation
+    rows = [
+        [r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2], r[..., 2, 1] - r[..., 1, 2],
+         r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]],
+        [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 0] - r[..., 1, 1] - r[..., 2, 2],
+         r[..., 0, 1] + r[..., 1, 0], r[..., 0, 2] + r[..., 2, 0]],
+        [r[..., 0, 2] - r[..., 2, 0], r[..., 0, 1] + r[..., 1, 0],
+         r[..., 1, 1] - r[..., 0, 0] - r[..., 2, 2], r[..., 1, 2] + r[..., 2, 1]],
+        [r[..., 1, 0] - r[..., 0, 1], r[..., 0, 2] + r[..., 2, 0],
+         r[..., 1, 2] + r[..., 2, 1], r[..., 2, 2] - r[..., 0, 0] - r[..., 1, 1]],
+    ]  # fmt: skip
+    matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    quaternion = torch.linalg.eigh(matrix).eigenvectors[..., -1]
+    return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+
+
+def cross_matrix(vector: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
+    """Return the matrices that take the cross product with vectors from the left."""
+    x, y, z = vector.unbind(-1)
+    o = torch.zeros_like(x)
+    return torch.stack([o, -z, y, z, o, -x, -y, x, o], dim=-1).unflatten(-1, (3, 3))
+
+
+def _rodrigues(vector: Float[Tensor, "*B 3"]) -> tuple[Float[Tensor, "*B 3 3"], ...]:
+    """Return exp([v]) and its integral over [0, 1], for vectors of axis times angle."""
+    angle = vector.norm(dim=-1)[..., None, None]
+    small = angle < 1e-6
+    safe = torch.where(small, torch.ones_like(angle), angle)
+    sine = torch.where(small, 1 - angle**2 / 6, safe.sin() / safe)
+    versine = torch.where(small, 0.5 - angle**2 / 24, (1 - safe.cos()) / safe**2)
+    rest = torch.where(small, 1 / 6 - angle**2 / 120, (safe - safe.sin()) / safe**3)
+    cross = cross_matrix(vector)
+    eye = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    rotation = eye + sine * cross + versine * cross @ cross
+    return rotation, eye + versine * cross + rest * cross @ cross
+
+
+def move_between(
+    first: Float[Tensor, "4 4"], second: Float[Tensor, "4 4"], fraction: Float[Tensor, "T"]
+) -> Float[Tensor, "T 4 4"]:
+    """Return the poses along the even screw motion from one pose to another.
+
+    The rotation is a slerp; the position runs on the arc that belongs to it, so that cameras
+    around an object keep their distance and cameras without rotation run straight. The ends are
+    exact. Half turns go one of their two ways.
+
+    Args:
+        first: Camera-to-world pose at fraction 0.
+        second: Camera-to-world pose at fraction 1.
+        fraction: Numbers in [0, 1].
+    """
+    a, b, u = first.double(), second.double(), fraction.double()[:, None]
+    vector = rotation_to_vector(a[:3, :3].mT @ b[:3, :3])
+    shift = a[:3, :3].mT @ (b[:3, 3] - a[:3, 3])
+    _, integral = _rodrigues(vector)
+    velocity = torch.linalg.solve(integral, shift)
+    rotation, integral = _rodrigues(vector * u)
+    poses = torch.eye(4, dtype=a.dtype, device=a.device).repeat(len(u), 1, 1)
+    poses[:, :3, :3] = a[:3, :3] @ rotation
+    poses[:, :3, 3] = a[:3, 3] + (a[:3, :3] @ integral @ (velocity * u)[..., None])[..., 0]
+    poses = poses.to(first.dtype)
+    poses[fraction <= 0], poses[fraction >= 1] = first, second
+    return poses

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import imageio
+import imageio.v2 as imageio
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,9 +17,6 @@ def write_video(path: Path, frames: Float[Tensor, "T 3 H W"], fps: float) -> Non
     """
     height, width = (side - side % 2 for side in frames.shape[-2:])
     pixels = (frames[..., :height, :width].clamp(0, 1) * 255).round().to(torch.uint8)
-    with (
-        atomic_path(Path(path)) as temporary,
-        imageio.get_writer(temporary, fps=fps, quality=8, macro_block_size=1) as writer,
-    ):
-        for frame in pixels.permute(0, 2, 3, 1).cpu().numpy():
-            writer.append_data(frame)
+    pictures = list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    with atomic_path(Path(path)) as temporary:
+        imageio.mimwrite(temporary, pictures, fps=fps, quality=8, macro_block_size=1)

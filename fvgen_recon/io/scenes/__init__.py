@@ -1,0 +1,61 @@
+"""Scenes in and out. Adding a format is one file with `detect` and `load`, and one line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvgen_recon.errors import InputError
+from fvgen_recon.io.scenes import colmap, nerfstudio, photos
+from fvgen_recon.io.scenes.capture import Capture as Capture
+from fvgen_recon.io.scenes.capture import Lens as Lens
+from fvgen_recon.io.scenes.capture import Tracks as Tracks
+from fvgen_recon.io.scenes.capture import points_for as points_for
+from fvgen_recon.io.scenes.loading import load_frame as load_frame
+from fvgen_recon.io.scenes.loading import load_scene as load_scene
+from fvgen_recon.io.scenes.selection import ViewSelection as ViewSelection
+from fvgen_recon.io.scenes.selection import ViewSplit as ViewSplit
+from fvgen_recon.io.scenes.selection import select_views as select_views
+from fvgen_recon.io.scenes.writing import write_transforms as write_transforms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneLoader:
+    """A scene format: how to recognise it and how to read it."""
+
+    detect: Callable[[Path], bool]
+    """Returns whether a folder holds this format; opens no pixels."""
+    load: Callable[[Path], Capture]
+    """Reads it."""
+
+
+LOADERS: dict[str, SceneLoader] = {
+    "nerfstudio": SceneLoader(detect=nerfstudio.detect, load=nerfstudio.load),
+    "colmap": SceneLoader(detect=colmap.detect, load=colmap.load),
+    "photos": SceneLoader(detect=photos.detect, load=photos.load),
+}
+"""Formats in the order in which they are tried."""
+
+
+def load_capture(path: Path, *, format: str | None = None) -> Capture:
+    """Read what a scene's files say of its frames, without opening pixels.
+
+    Args:
+        path: Scene folder, or a `transforms.json`.
+        format: One of `LOADERS`; recognised from the files where not given.
+
+    Raises:
+        InputError: The folder is missing or holds no scene that can be read.
+    """
+    if not path.exists():
+        raise InputError(f"The scene {path} was expected and is not there.")
+    if format is not None and format not in LOADERS:
+        raise InputError(
+            f"There is no scene format `{format}`: choose one of {', '.join(LOADERS)}."
+        )
+    names = [format] if format is not None else [n for n in LOADERS if LOADERS[n].detect(path)]
+    if not names:
+        raise InputError(
+            f"{path} is not a scene: a transforms.json, a COLMAP model or a folder of photos was "
+            "expected."
+        )
+    return LOADERS[names[0]].load(path)

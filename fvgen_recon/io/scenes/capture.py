@@ -1,0 +1,90 @@
+"""What a scene's files say before any pixel is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fvgen_recon.errors import InputError
+from fvgen_recon.types import Cameras, PointCloud
+
+NO_DISTORTION = (0.0,) * 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lens:
+    """How a photo departs from a pinhole camera."""
+
+    is_fisheye: bool = False
+    """Equidistant fisheye with four coefficients; else OpenCV's rational model."""
+    coefficients: tuple[float, ...] = NO_DISTORTION
+    """Fisheye: k1 k2 k3 k4. Else: k1 k2 p1 p2 k3 k4 k5 k6."""
+
+    @property
+    def is_pinhole(self) -> bool:
+        """True where there is nothing to undistort."""
+        return not self.is_fisheye and not any(self.coefficients)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracks:
+    """Which frames see which of a capture's points."""
+
+    point: Int[Tensor, "O"]
+    """Index of the point of each observation."""
+    frame: Int[Tensor, "O"]
+    """Index of the frame of each observation."""
+    uv: Float[Tensor, "O 2"]
+    """Where the frame sees it, in pixels of the photo as it is on disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capture:
+    """A scene's frames: names, files and native cameras, with no pixel opened.
+
+    The world is kept as the files have it: no re-orientation, no scaling.
+    """
+
+    names: tuple[str, ...]
+    """Names of the frames, relative to the scene folder, sorted by file name."""
+    paths: tuple[Path, ...]
+    """Where the photos are."""
+    cameras: tuple[Cameras, ...]
+    """Native pinhole part of each frame's camera."""
+    lenses: tuple[Lens, ...]
+    """Distortion of each frame."""
+    points: PointCloud | None
+    """Points that came with the scene (usually made from every frame), or none."""
+    tracks: Tracks | None
+    """Which frames see which point, or none where the files do not say."""
+    format: str
+    """Name of the format that was read."""
+    folder: Path
+    """The scene folder."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something and that it agrees."""
+        if not self.names:
+            raise InputError(f"No images were found in {self.folder}: a scene needs at least two.")
+        assert len(self.names) == len(self.paths) == len(self.cameras) == len(self.lenses)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.names)
+
+
+def points_for(capture: Capture, frames: tuple[int, ...]) -> PointCloud | None:
+    """Keep only the points that at least two of the given frames see.
+
+    Even these were triangulated with every frame of the capture, held-out ones included. Returns
+    none where the files hold no points or do not say which frames see them.
+    """
+    if capture.points is None or capture.tracks is None:
+        return None
+    chosen = torch.isin(capture.tracks.frame, torch.tensor(frames))
+    pairs = torch.stack([capture.tracks.point[chosen], capture.tracks.frame[chosen]], dim=-1)
+    seen = torch.bincount(pairs.unique(dim=0)[:, 0], minlength=len(capture.points))
+    kept = seen >= 2
+    return capture.points[kept] if bool(kept.any()) else None

@@ -114,8 +114,9 @@ class Densifier:
         """
         clock = _Clock()
         generator = generator or load_generator(self.config.generator)
+        camera = scene.cameras
         height, width = working_size(
-            *scene.images.shape[-2:], self.config.long_side, generator.size_multiple
+            camera.height, camera.width, self.config.long_side, generator.size_multiple
         )
         scene = fit_scene(scene, height, width)
         points = clock.time("points", lambda: ESTIMATORS[self.config.estimator]().estimate(scene))

@@ -11,16 +11,30 @@ from fvgen_recon.types import Guidance
 class VideoGenerator(Protocol):
     """Fills in what a clip's guidance leaves unknown."""
 
-    name: str
-    """Short name for manifests and reports."""
-    num_frames: int
-    """Length of the clips that it makes."""
-    num_steps: int
-    """Network evaluations a clip; 0 where there is no network."""
-    size_multiple: int
-    """Image heights and widths must be multiples of this number of pixels."""
-    weights_hash: str
-    """SHA-256 of the weights; empty where there are none."""
+    @property
+    def name(self) -> str:
+        """Short name for manifests and reports."""
+        ...
+
+    @property
+    def num_frames(self) -> int:
+        """Length of the clips that it makes."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations a clip; 0 where there is no network."""
+        ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Image heights and widths must be multiples of this number of pixels."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights; empty where there are none."""
+        ...
 
     def generate(self, guidance: Guidance, *, seed: int) -> Float[Tensor, "T 3 H W"]:
         """Return frames in [0, 1], the same for the same guidance and seed.

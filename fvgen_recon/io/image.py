@@ -57,9 +57,11 @@ def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Write an image in [0, 1] as PNG or JPEG by its ending, rounded to 8 bits, atomically."""
     pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    options = {"quality": JPEG_QUALITY, "subsampling": 0} if _is_jpeg(path) else {}
     with atomic_path(Path(path)) as temporary:
-        picture.save(temporary, **options)
+        if _is_jpeg(path):
+            picture.save(temporary, quality=JPEG_QUALITY, subsampling=0)
+        else:
+            picture.save(temporary)
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -88,7 +88,8 @@ def capture_from_reconstruction(
 
 def _pose(image: Any) -> np.ndarray:
     """Return the camera-to-world pose; the accessor is a method in newer pycolmap."""
-    rigid = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+    stored = image.cam_from_world
+    rigid: Any = stored() if callable(stored) else stored
     w2c = np.eye(4)
     w2c[:3] = rigid.matrix()
     return np.linalg.inv(w2c)
@@ -105,7 +106,7 @@ def _camera(camera: Any, image: Any) -> Cameras:
 
 def _lens(camera: Any) -> Lens:
     """Map COLMAP's camera models to OpenCV's two families of coefficients."""
-    model = camera.model.name if hasattr(camera.model, "name") else str(camera.model)
+    model = camera.model_name
     p = [float(value) for value in camera.params]
     perspective = {
         "SIMPLE_PINHOLE": lambda: NO_DISTORTION,

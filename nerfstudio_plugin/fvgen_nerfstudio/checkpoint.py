@@ -1,6 +1,5 @@
 """Checkpoints that stock tools can load on today's torch, and clear words for those that cannot."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.io.file import atomic_path
 
 EXTRA_KEY = "fvgen"
 """Where a checkpoint keeps what stock nerfstudio does not: the strategy's statistics."""
@@ -39,10 +39,8 @@ def plain_numbers(state: Any) -> Any:
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(plain_numbers(state), partial)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        torch.save(plain_numbers(state), partial)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -90,12 +90,14 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
 
     def create_train_dataset(self) -> SceneDataset:
         """Return the photos that are trained on."""
-        return SceneDataset(self.train_dataparser_outputs, self.dataparser.source, "train")
+        views = self.dataparser.views_of("train")
+        return SceneDataset(self.train_dataparser_outputs, self.dataparser.source, views)
 
     def create_eval_dataset(self) -> SceneDataset:
         """Return the photos that are evaluated on; none is opened before it is asked for."""
         outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
-        return SceneDataset(outputs, self.dataparser.source, self.test_split)
+        views = self.dataparser.views_of(self.test_split)
+        return SceneDataset(outputs, self.dataparser.source, views)
 
     def use_bank(self, bank: Bank, rounds: Literal["latest", "all"]) -> None:
         """Serve a bank's frames from now on: those of the latest round, or of all."""

@@ -84,12 +84,12 @@ class FvgenPipeline(VanillaPipeline):
         if source is not None and source.is_dir() and not folder.exists():
             _copy_folder(source, folder)
         bank = Bank(folder)
-        self.num_rounds_done = len(settings.rounds) if settings.bank else bank.num_rounds
+        self.num_rounds_done = bank.num_rounds
         self.datamanager.use_bank(bank, settings.use_rounds)
 
     def run_due_round(self, step: int) -> None:
         """Generate views where a round is due at this step."""
-        rounds = self.config.densify.rounds
+        rounds = self.config.densify.active_rounds()
         index = due_round(rounds, step / self.num_steps, self.num_rounds_done)
         if index is not None and self.datamanager.bank is not None:
             self.run_round(index)

@@ -21,7 +21,8 @@ class DensifySettings:
     """Progress of training, in [0, 1), at which a round of views is generated. In rounds after the
     first, renders of the current Gaussians condition the generator."""
     generator: str = "default"
-    """Which generator fills the views (student, teacher, render, replay), or `default`."""
+    """Which generator fills the views (student, teacher, render, replay), `default`, or `none` to
+    train on photos alone."""
     weights: Path | None = None
     """Folder of the generator's weights, or of the bank for `replay`."""
     num_steps: int | None = None
@@ -43,6 +44,10 @@ class DensifySettings:
     add_points: bool = True
     """Whether Gaussians are added after a round where clips see trusted points and the splat does
     not."""
+
+    def active_rounds(self) -> tuple[float, ...]:
+        """Return the rounds that are to be generated: none from a finished bank or with `none`."""
+        return () if self.generator == "none" or self.bank is not None else self.rounds
 
 
 def check_rounds(rounds: tuple[float, ...]) -> None:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from factories import make_cameras, make_cloud
-from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
-from fvgen_nerfstudio.gaussian import NAMES
-from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.splatfacto import SplatfactoModel
 
+from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
+from fvgen_nerfstudio.gaussian import NAMES
+from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_recon.errors import WeightsError
 
 

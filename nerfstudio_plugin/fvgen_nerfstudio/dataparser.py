@@ -1,0 +1,169 @@
+"""Posed photos in every format that `fvgen_recon` reads, with a choice of input views.
+
+nerfstudio discovers this module while its own datamanagers are half imported, so nothing here may
+import one.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from nerfstudio.cameras.cameras import Cameras as NerfCameras
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.data.dataparsers.base_dataparser import (
+    DataParser,
+    DataParserConfig,
+    DataparserOutputs,
+)
+from nerfstudio.data.scene_box import SceneBox
+
+from fvgen_nerfstudio.source import SceneSource
+from fvgen_recon.errors import InputError
+from fvgen_recon.geometry.conventions import opencv_to_opengl
+from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
+from fvgen_recon.types import PointCloud
+
+
+@dataclass
+class FvgenDataParserConfig(DataParserConfig):
+    """Which photos are read, which of them are inputs, and what points to start from."""
+
+    _target: type = field(default_factory=lambda: FvgenDataParser)
+    data: Path = Path()
+    """Scene folder: transforms.json, COLMAP, SEVA, or plain photos."""
+    format: str | None = None
+    """Name of the scene format; found out by default."""
+    views: int | None = None
+    """Number of photos to train on, chosen to spread over positions and directions; the others are
+    held out. By default all are trained on."""
+    view_names: tuple[str, ...] = ()
+    """Names of the photos to train on, instead of a number."""
+    split_file: Path | None = None
+    """JSON file with `train_ids` and `test_ids`, instead of a number."""
+    seed: int = 0
+    """Seed of the choice of views."""
+    long_side: int = 0
+    """Longer side of the photos in training and evaluation, in pixels; 0 keeps their size."""
+    estimator: str = "plane-sweep"
+    """Where the points to start from come from: plane-sweep, dataset, dust3r or random."""
+    estimator_long_side: int = 512
+    """Longer image side that points are estimated at, in pixels."""
+    num_points: int = 100_000
+    """Most points to start from."""
+    min_confidence: float = 0.5
+    """Points below this confidence are no start for a Gaussian."""
+    with_points: tyro.conf.Suppress[bool] = True
+    """Whether points are needed at all; evaluation needs none."""
+
+
+class FvgenDataParser(DataParser):
+    """Input views are the train split; held-out views are both `val` and `test`.
+
+    Where nothing is held out, `val` and `test` are the input views: such numbers say how well the
+    photos are fitted, not how well new views look.
+    """
+
+    config: FvgenDataParserConfig
+    downscale_factor: int | None = None
+
+    @cached_property
+    def source(self) -> SceneSource:
+        """The capture with its chosen views; the inputs are opened when first needed.
+
+        Raises:
+            InputError: There is no scene there, or the views cannot be chosen.
+        """
+        config = self.config
+        capture = load_capture(config.data, format=config.format)
+        selection = ViewSelection(
+            count=config.views,
+            names=config.view_names,
+            split=config.split_file,
+            seed=config.seed,
+        )
+        return SceneSource(capture, select_views(capture, selection), config.long_side)
+
+    @cached_property
+    def points(self) -> PointCloud:
+        """The point cloud of the input views, in the splat's frame."""
+        config = self.config
+        return self.source.estimate_points(config.estimator, config.estimator_long_side)
+
+    def views_of(self, split: str) -> tuple[int, ...]:
+        """Return the frames of a split."""
+        chosen = self.source.split
+        is_input = split == "train" or not chosen.held_out
+        return chosen.inputs if is_input else chosen.held_out
+
+    def _generate_dataparser_outputs(self, split: str = "train", **_: Any) -> DataparserOutputs:
+        source = self.source
+        views = self.views_of(split)
+        similarity = source.similarity
+        outputs = DataparserOutputs(
+            image_filenames=[source.capture.paths[view] for view in views],
+            cameras=self._native_cameras(views),
+            scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+            metadata=self._points() if split == "train" and self.config.with_points else {},
+            dataparser_transform=similarity.motion,
+            dataparser_scale=similarity.scale,
+        )
+        return outputs
+
+    def _points(self) -> dict[str, torch.Tensor]:
+        """Return points to start from, as splatfacto wants them: colours in 0 to 255."""
+        from fvgen_nerfstudio.gaussian import thin_cloud
+
+        cloud = self.points
+        trusted = cloud[cloud.confidence >= self.config.min_confidence]
+        if len(trusted) < 10:
+            raise InputError(
+                f"Only {len(trusted)} points could be trusted among {len(cloud)}: the input views "
+                "hardly overlap. Choose views that see the same things, or --pipeline.datamanager."
+                "dataparser.estimator random."
+            )
+        kept = thin_cloud(trusted, self.config.num_points, self.config.seed)
+        return {"points3D_xyz": kept.xyz.cpu(), "points3D_rgb": (kept.rgb * 255).cpu()}
+
+    def _native_cameras(self, views: tuple[int, ...]) -> NerfCameras:
+        """Return cameras of the files as they are, distortion included, in the splat's frame.
+
+        `FvgenDatamanager` replaces them by those of its undistorted photos; other methods'
+        datamanagers undistort on their own.
+        """
+        source = self.source
+        native = [source.capture.cameras[view] for view in views]
+        lenses = [source.capture.lenses[view] for view in views]
+        moved = torch.stack([source.similarity.cameras(camera).c2w for camera in native])
+        K = torch.stack([camera.K for camera in native])
+        types = [CameraType.FISHEYE if x.is_fisheye else CameraType.PERSPECTIVE for x in lenses]
+        return NerfCameras(
+            camera_to_worlds=opencv_to_opengl(moved)[:, :3].contiguous(),
+            fx=K[:, 0, 0].contiguous(),
+            fy=K[:, 1, 1].contiguous(),
+            cx=K[:, 0, 2].contiguous(),
+            cy=K[:, 1, 2].contiguous(),
+            width=torch.tensor([[camera.width] for camera in native]),
+            height=torch.tensor([[camera.height] for camera in native]),
+            distortion_params=torch.tensor([distortion(lens) for lens in lenses]),
+            camera_type=torch.tensor([[kind.value] for kind in types]),
+        )
+
+
+def distortion(lens: Lens) -> tuple[float, ...]:
+    """Return nerfstudio's six numbers: k1 k2 k3 k4 p1 p2, or the fisheye's k1 to k4.
+
+    Raises:
+        InputError: The lens has the rational model's k4 to k6, which nerfstudio does not know.
+    """
+    if lens.is_fisheye:
+        return (*lens.coefficients[:4], 0.0, 0.0)
+    k1, k2, p1, p2, k3, k4, k5, k6 = lens.coefficients
+    if k4 or k5 or k6:
+        raise InputError(
+            "nerfstudio cannot undistort the rational lens model (k4, k5, k6): undistort the "
+            "photos first, for example with COLMAP's image_undistorter."
+        )
+    return (k1, k2, k3, 0.0, p1, p2)

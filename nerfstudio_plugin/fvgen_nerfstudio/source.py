@@ -1,0 +1,153 @@
+"""The photos of a capture in the splat's frame: inputs at once, held-out ones one by one.
+
+nerfstudio's hyperparameters ask for a world whose cameras fill a unit cube with z up. The map into
+that frame is computed from the input cameras alone.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.camera_utils import auto_orient_and_center_poses
+from torch import Tensor
+
+from fvgen_recon.densify.size import fit_scene, working_size
+from fvgen_recon.errors import InputError
+from fvgen_recon.geometry.conventions import opencv_to_opengl
+from fvgen_recon.io.image import image_size
+from fvgen_recon.io.scenes import Capture, ViewSplit, load_frame, load_scene
+from fvgen_recon.io.scenes.loading import cover_crop
+from fvgen_recon.types import Cameras, PointCloud, Scene
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The map x -> scale (R x + t) from the capture's world into the splat's."""
+
+    motion: Tensor
+    """R and t, `3 4`."""
+    scale: float
+    """Scale, applied last."""
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """Move cameras."""
+        motion = self.motion.to(cameras.c2w)
+        c2w = cameras.c2w.clone()
+        c2w[..., :3, :] = motion[:, :3] @ cameras.c2w[..., :3, :]
+        c2w[..., :3, 3] = self.scale * (c2w[..., :3, 3] + motion[:, 3])
+        return replace(cameras, c2w=c2w)
+
+    def points(self, cloud: PointCloud) -> PointCloud:
+        """Move points."""
+        motion = self.motion.to(cloud.xyz)
+        xyz = self.scale * (cloud.xyz @ motion[:, :3].mT + motion[:, 3])
+        return PointCloud(xyz=xyz, rgb=cloud.rgb, confidence=cloud.confidence, view=cloud.view)
+
+    def scene(self, scene: Scene) -> Scene:
+        """Move a scene."""
+        points = None if scene.points is None else self.points(scene.points)
+        return replace(scene, cameras=self.cameras(scene.cameras), points=points)
+
+
+def fit_similarity(cameras: Cameras) -> Similarity:
+    """Return the map that puts z up, the cameras' mean at 0 and the farthest within 1 an axis."""
+    poses = opencv_to_opengl(cameras.c2w)
+    oriented, motion = auto_orient_and_center_poses(poses, method="up", center_method="poses")
+    reach = float(oriented[:, :3, 3].abs().max())
+    return Similarity(motion=motion, scale=1.0 / reach if reach > 1e-9 else 1.0)
+
+
+class SceneSource:
+    """A capture with its chosen views, at one image size, in the splat's frame.
+
+    Args:
+        capture: Names, files and native cameras of all frames.
+        split: Which frames are inputs and which are held out.
+        long_side: Longer image side in pixels; 0 keeps the photos' own size.
+
+    Raises:
+        InputError: There are fewer than two input views, or one of them cannot be read.
+    """
+
+    def __init__(self, capture: Capture, split: ViewSplit, long_side: int) -> None:
+        if len(split.inputs) < 2:
+            raise InputError(
+                f"A splat needs at least two input views: {len(split.inputs)} came from "
+                f"{capture.folder}."
+            )
+        self.capture = capture
+        self.split = split
+        self._photo_size = image_size(capture.paths[split.inputs[0]])
+        self.size = _choose_size([image_size(capture.paths[i]) for i in split.inputs], long_side)
+        native = [capture.cameras[i] for i in split.inputs]
+        self.similarity = fit_similarity(
+            replace(
+                native[0],
+                c2w=torch.stack([camera.c2w for camera in native]),
+                K=torch.stack([camera.K for camera in native]),
+            )
+        )
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The input views; their files are opened on first use."""
+        height, width = self.size
+        scene = load_scene(self.capture, self.split.inputs, height=height, width=width)
+        return self.similarity.scene(scene)
+
+    def image(self, view: int) -> Float[Tensor, "3 H W"]:
+        """Return the photo of a frame; a held-out one is opened now and not kept."""
+        if view in self.split.inputs:
+            return self.scene.images[self.split.inputs.index(view)]
+        image, camera = load_frame(self.capture, view)
+        return cover_crop(image, camera, *self.size)[0]
+
+    def cameras(self, views: tuple[int, ...]) -> Cameras:
+        """Return the cameras of frames at the chosen image size; no file is opened.
+
+        Photos that were all resized after their intrinsics were written are taken to be resized as
+        the first input is.
+        """
+        fitted = [self._fit_camera(self.capture.cameras[view]) for view in views]
+        stacked = replace(
+            fitted[0],
+            c2w=torch.stack([camera.c2w for camera in fitted]),
+            K=torch.stack([camera.K for camera in fitted]),
+        )
+        return self.similarity.cameras(stacked)
+
+    def _fit_camera(self, camera: Cameras) -> Cameras:
+        """Follow with a camera what `load_frame` and `cover_crop` do to its photo."""
+        first = self.capture.cameras[self.split.inputs[0]]
+        ratio = self._photo_size[0] / first.height
+        on_disk = (round(camera.height * ratio), round(camera.width * ratio))
+        height, width = self.size
+        scale = max(height / on_disk[0], width / on_disk[1])
+        cover = (max(height, round(on_disk[0] * scale)), max(width, round(on_disk[1] * scale)))
+        resized = camera.resize(*cover)
+        shift = torch.zeros_like(resized.K)
+        shift[0, 2], shift[1, 2] = (cover[1] - width) // 2, (cover[0] - height) // 2
+        return replace(resized, K=resized.K - shift, height=height, width=width)
+
+    def estimate_points(self, estimator: str, long_side: int) -> PointCloud:
+        """Return the point cloud of the input views in the splat's frame.
+
+        Raises:
+            InputError: The estimator is unknown, or the views do not suit it.
+        """
+        from fvgen_recon.pointcloud import ESTIMATORS
+
+        if estimator not in ESTIMATORS:
+            raise InputError(
+                f"There is no point-cloud estimator `{estimator}`: choose one of "
+                f"{', '.join(ESTIMATORS)}."
+            )
+        small = fit_scene(self.scene, *working_size(*self.size, long_side, 1))
+        return ESTIMATORS[estimator]().estimate(small)
+
+
+def _choose_size(sizes: list[tuple[int, int]], long_side: int) -> tuple[int, int]:
+    """Return the height and width that all photos are brought to: the smallest, or smaller."""
+    height, width = min(h for h, _ in sizes), min(w for _, w in sizes)
+    return working_size(height, width, long_side, 1) if long_side > 0 else (height, width)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FVGEN_SHARED", ROOT.parent / "shared"))

@@ -312,3 +312,20 @@ class ViewBatch:
             _require(inside, f"View weights must lie in [0, 1]: {low:g} to {high:g} came.")
             real = self.weight[self.is_real]
             _require(bool((real == 1).all()), "The weight of a real view is 1 everywhere.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How far a result of ours is from a reference's, and how far it may be."""
+
+    name: str
+    """What was compared."""
+    value: float
+    """Greatest difference; NaN counts as too far."""
+    tolerance: float
+    """Greatest difference that is accepted."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """True where the difference is within the tolerance."""
+        return self.value <= self.tolerance

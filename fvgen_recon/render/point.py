@@ -12,7 +12,7 @@ slow twin that the tests compare them with is `point_reference`.
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
@@ -34,6 +34,18 @@ class PointRender:
     """Accumulated opacity in [0, 1]."""
     depth: Float[Tensor, "T 1 H W"]
     """Z-depth, in world units, of the point that weighs most in a pixel; 0 where none was hit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointFragments:
+    """The nearest points of every pixel, from near to far."""
+
+    point: Int[Tensor, "T H W P"]
+    """Index of the point; -1 where there is none."""
+    depth: Float[Tensor, "T H W P"]
+    """Z-depth of the point; -1 where there is none."""
+    squared_distance: Float[Tensor, "T H W P"]
+    """Squared distance of the pixel's centre from the disk's, in squared pixels; -1 if none."""
 
 
 def disk_radius(

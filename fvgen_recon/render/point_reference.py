@@ -3,32 +3,18 @@
 The twin of `fvgen_recon.render.point` that tests compare the fast paths with.
 """
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import pixel_centres, project_points
 from fvgen_recon.render.point import (
     TEACHER_POINTS_PER_PIXEL,
     TEACHER_RADIUS_NDC,
+    PointFragments,
     PointRender,
     disk_radius,
 )
 from fvgen_recon.types import Cameras, PointCloud
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PointFragments:
-    """The nearest points of every pixel, from near to far."""
-
-    point: Int[Tensor, "T H W P"]
-    """Index of the point; -1 where there is none."""
-    depth: Float[Tensor, "T H W P"]
-    """Z-depth of the point; -1 where there is none."""
-    squared_distance: Float[Tensor, "T H W P"]
-    """Squared distance of the pixel's centre from the disk's, in squared pixels; -1 if none."""
 
 
 def find_fragments(

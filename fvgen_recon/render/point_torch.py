@@ -4,11 +4,14 @@ There is no loop over points or pixels. All frames of a chunk share the two sort
 memory.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fvgen_recon.render.point import PointFragments
 
 _MAX_CANDIDATES = 2**26
 """Pairs of a point and a pixel near it that are looked at together: about 1.5 GB."""
@@ -32,6 +35,13 @@ class _Fragments(NamedTuple):
     alpha: Float[Tensor, "F"]
 
 
+class _Slots(NamedTuple):
+    """The nearest fragments of every pixel, from near to far."""
+
+    alpha: Float[Tensor, "P K"]
+    disk: Int[Tensor, "P K"]
+
+
 def splat_frames(
     xyz: Float[Tensor, "N 3"],
     rgb: Float[Tensor, "N 3"],
@@ -48,24 +58,58 @@ def splat_frames(
     """
     height, width = size
     planes = xyz.new_zeros(matrices.shape[0], height * width, 5)
-    window = -int(-2 * radius // 1)
-    step = max(1, _MAX_CANDIDATES // max(1, len(xyz) * window**2))
-    for start in range(0, len(matrices) if len(xyz) else 0, step):
-        part = slice(start, start + step)
+    for part in _chunks(xyz, matrices, radius):
         disks = _project(xyz, matrices[part], size, radius)
         limit = None if depth_limit is None else depth_limit[part].reshape(-1)
         fragments = _rasterise(disks, size, radius, limit)
-        planes[part] = _composite(
-            fragments, disks, rgb, planes[part].shape[0] * height * width, points_per_pixel
-        ).view(-1, height * width, 5)
+        num_pixels = planes[part].shape[0] * height * width
+        slots = _take_nearest(fragments, num_pixels, points_per_pixel)
+        planes[part] = _composite(slots, disks, rgb).view(-1, height * width, 5)
     planes = planes.mT.reshape(-1, 5, height, width)
     return planes[:, :3], planes[:, 3:4], planes[:, 4:5]
+
+
+def nearest_points(
+    xyz: Float[Tensor, "N 3"],
+    matrices: Float[Tensor, "T 3 4"],
+    *,
+    size: tuple[int, int],
+    radius: float,
+    points_per_pixel: int,
+) -> PointFragments:
+    """Return the points that every pixel composites, as PyTorch3D's rasteriser does."""
+    shape = (matrices.shape[0], *size, points_per_pixel)
+    point = torch.full(shape, -1, device=xyz.device)
+    depth, squared = xyz.new_full(shape, -1.0), xyz.new_full(shape, -1.0)
+    for part in _chunks(xyz, matrices, radius):
+        disks = _project(xyz, matrices[part], size, radius)
+        fragments = _rasterise(disks, size, radius, None)
+        chunk = point[part].shape
+        slots = _take_nearest(fragments, chunk[:3].numel(), points_per_pixel)
+        alpha, disk = slots.alpha.view(chunk), slots.disk.view(chunk)
+        hit = disk >= 0
+        point[part][hit] = disks.point[disk[hit]]
+        depth[part][hit] = disks.depth[disk[hit]]
+        squared[part][hit] = (1 - alpha[hit]) * radius**2
+    return PointFragments(point=point, depth=depth, squared_distance=squared)
+
+
+def _chunks(xyz: Tensor, matrices: Tensor, radius: float) -> list[slice]:
+    """Split the frames so that each part looks at a bounded number of candidates."""
+    if not len(xyz):
+        return []
+    step = max(1, _MAX_CANDIDATES // (len(xyz) * _window(radius) ** 2))
+    return [slice(start, start + step) for start in range(0, len(matrices), step)]
+
+
+def _window(radius: float) -> int:
+    """Return the number of pixel centres that a disk may cover along an axis."""
+    return math.ceil(2 * radius)
 
 
 def _project(
     xyz: Float[Tensor, "N 3"],
     matrices: Float[Tensor, "T 3 4"],
-    *,
     size: tuple[int, int],
     radius: float,
 ) -> _Disks:
@@ -89,7 +133,7 @@ def _rasterise(
 ) -> _Fragments:
     """Find the pixels whose centre lies inside each disk."""
     height, width = size
-    window = -int(-2 * radius // 1)
+    window = _window(radius)
     offset = torch.arange(window, device=disks.u.device)
     first_x = (disks.u - radius - 0.5).floor() + 1
     first_y = (disks.v - radius - 0.5).floor() + 1
@@ -112,10 +156,8 @@ def _rasterise(
     return _Fragments(disk[keep], pixel[keep], alpha[keep])
 
 
-def _composite(
-    fragments: _Fragments, disks: _Disks, rgb: Tensor, num_pixels: int, points_per_pixel: int
-) -> Float[Tensor, "P 5"]:
-    """Composite the first few fragments of every pixel: red, green, blue, opacity, depth."""
+def _take_nearest(fragments: _Fragments, num_pixels: int, points_per_pixel: int) -> _Slots:
+    """Put the first few fragments of every pixel into a table."""
     pixel, order = fragments.pixel.sort(stable=True)
     borders = torch.arange(num_pixels, device=pixel.device, dtype=pixel.dtype)
     start = torch.searchsorted(pixel, borders)
@@ -123,17 +165,23 @@ def _composite(
     keep = rank < points_per_pixel
     slot = pixel[keep].long() * points_per_pixel + rank[keep]
     order = order[keep]
-    alpha = rgb.new_zeros(num_pixels * points_per_pixel)
+    size = num_pixels * points_per_pixel
+    alpha = fragments.alpha.new_zeros(size)
     alpha[slot] = fragments.alpha[order]
-    disk = torch.zeros(num_pixels * points_per_pixel, dtype=torch.long, device=rgb.device)
+    disk = fragments.disk.new_full((size,), -1)
     disk[slot] = fragments.disk[order]
-    alpha, disk = alpha.view(num_pixels, -1), disk.view(num_pixels, -1)
-    clear = (1 - alpha).cumprod(1)
-    weight = alpha * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
-    result = rgb.new_zeros(num_pixels, 5)
+    return _Slots(alpha.view(num_pixels, -1), disk.view(num_pixels, -1))
+
+
+def _composite(slots: _Slots, disks: _Disks, rgb: Float[Tensor, "N 3"]) -> Float[Tensor, "P 5"]:
+    """Composite the fragments of every pixel: red, green, blue, opacity, depth."""
+    result = rgb.new_zeros(len(slots.alpha), 5)
     if not len(disks.point):
         return result
-    for k in range(points_per_pixel):
+    clear = (1 - slots.alpha).cumprod(1)
+    weight = slots.alpha * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
+    disk = slots.disk.clamp_min(0)  # Empty slots weigh nothing.
+    for k in range(disk.shape[1]):
         result[:, :3] += weight[:, k, None] * rgb[disks.point[disk[:, k]]]
     result[:, 3] = 1 - clear[:, -1]
     heaviest, best = weight.max(1)

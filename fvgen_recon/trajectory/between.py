@@ -8,7 +8,7 @@ import torch
 from fvgen_recon.errors import InputError
 from fvgen_recon.trajectory.base import SupportFunction
 from fvgen_recon.trajectory.order import visit_order
-from fvgen_recon.trajectory.pose import move_between
+from fvgen_recon.trajectory.pose import join_rows, move_cameras
 from fvgen_recon.trajectory.teacher import interpolate_views
 from fvgen_recon.types import Anchor, Cameras, Scene, Trajectory
 
@@ -39,31 +39,6 @@ def cut_into_clips(
             anchors=(Anchor(frame=0, view=a), Anchor(frame=step, view=b)),
         )
         for i, (a, b) in enumerate(itertools.pairwise(order))
-    )
-
-
-def move_cameras(first: Cameras, second: Cameras, num_frames: int) -> Cameras:
-    """Return evenly spaced cameras from one camera to another, both included.
-
-    Poses follow the even screw motion, intrinsics are interpolated linearly.
-    """
-    fraction = torch.linspace(0, 1, num_frames, dtype=torch.float64, device=first.K.device)
-    K = torch.lerp(first.K.double(), second.K.double(), fraction[:, None, None])
-    return Cameras(
-        c2w=move_between(first.c2w, second.c2w, fraction),
-        K=K.to(first.K.dtype),
-        height=first.height,
-        width=first.width,
-    )
-
-
-def join_cameras(rows: list[Cameras]) -> Cameras:
-    """Join rows of cameras whose ends coincide."""
-    return Cameras(
-        c2w=torch.cat([rows[0].c2w, *(row.c2w[1:] for row in rows[1:])]),
-        K=torch.cat([rows[0].K, *(row.K[1:] for row in rows[1:])]),
-        height=rows[0].height,
-        width=rows[0].width,
     )
 
 
@@ -100,6 +75,8 @@ class EvenPlanner:
         require_views(scene, num_frames)
         order = visit_order(scene.cameras)
         ordered = scene.cameras[list(order)]
+        fraction = torch.linspace(0, 1, num_frames, dtype=torch.float64, device=ordered.K.device)
         pairs = itertools.pairwise(ordered)
-        path = join_cameras([move_cameras(a, b, num_frames) for a, b in pairs])
+        rows = [move_cameras(a, b, fraction)[:-1] for a, b in pairs]
+        path = join_rows([*rows, ordered[-1:]])
         return cut_into_clips(path, order, num_frames)

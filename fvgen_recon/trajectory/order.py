@@ -19,9 +19,7 @@ def visit_order(cameras: Cameras) -> tuple[int, ...]:
     nearest-neighbour paths from every view, improved until no reversal or move of a stretch
     shortens it. The end with the smaller index comes first.
     """
-    distance = pose_distances(cameras, cameras, unit=scene_unit(cameras)).double().cpu().numpy()
-    # Acos of rounded traces is not quite symmetric, nor zero on the diagonal.
-    distance = (distance + distance.T) / 2
+    distance = pose_distances(cameras, cameras, unit=scene_unit(cameras)).cpu().numpy()
     order = _shortest_exact(distance) if len(cameras) <= MAX_EXACT else _shortest_near(distance)
     return tuple(order) if order[0] <= order[-1] else tuple(reversed(order))
 

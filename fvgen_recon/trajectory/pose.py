@@ -1,20 +1,28 @@
 """Distances between poses and motions from one pose to another."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fvgen_recon.geometry.rigid import rotation_angle
 from fvgen_recon.types import Cameras
 
 
-def pose_distances(
-    first: Cameras, second: Cameras, *, unit: float | Float[Tensor, ""]
-) -> Float[Tensor, "M N"]:
-    """Return distance / `unit` + angle in radians between all pairs of two rows of cameras."""
-    distance = torch.cdist(first.position, second.position)
-    angle = rotation_angle(first.c2w[:, None, :3, :3], second.c2w[None, :, :3, :3])
-    return distance / unit + angle
+def pose_distances(first: Cameras, second: Cameras, *, unit: float) -> Float[Tensor, "M N"]:
+    """Return distance / `unit` + angle in radians between all pairs of two rows of cameras.
+
+    The angle comes from the length of the chord between rotations, which unlike the trace keeps
+    its digits at small angles.
+    """
+    distance = _distances(first.position, second.position)
+    chord = _distances(first.c2w[:, :3, :3].flatten(1), second.c2w[:, :3, :3].flatten(1))
+    return distance / unit + 2 * torch.arcsin((chord / math.sqrt(8)).clamp(max=1.0))
+
+
+def _distances(first: Float[Tensor, "M D"], second: Float[Tensor, "N D"]) -> Float[Tensor, "M N"]:
+    """Return Euclidean distances in float64, exactly zero between equal rows."""
+    return (first.double()[:, None] - second.double()[None]).norm(dim=-1)
 
 
 def scene_unit(cameras: Cameras) -> float:
@@ -107,3 +115,57 @@ def move_between(
     poses = poses.to(first.dtype)
     poses[fraction <= 0], poses[fraction >= 1] = first, second
     return poses
+
+
+def move_cameras(first: Cameras, second: Cameras, fraction: Float[Tensor, "T"]) -> Cameras:
+    """Return cameras on the way from one camera to another.
+
+    Poses follow the even screw motion (see `move_between`), intrinsics are interpolated linearly.
+
+    Args:
+        first: A single camera, at fraction 0.
+        second: A single camera, at fraction 1.
+        fraction: Numbers in [0, 1].
+    """
+    K = torch.lerp(first.K.double(), second.K.double(), fraction.double()[:, None, None])
+    return Cameras(
+        c2w=move_between(first.c2w, second.c2w, fraction),
+        K=K.to(first.K.dtype),
+        height=first.height,
+        width=first.width,
+    )
+
+
+def space_evenly(way: Cameras, num_frames: int, *, unit: float) -> Cameras:
+    """Return cameras evenly spaced by pose distance along a way, its ends included.
+
+    Between two cameras of the way the motion is the even screw motion.
+
+    Args:
+        way: At least two cameras.
+        num_frames: Number of cameras to return.
+        unit: The distance, in world units, that counts as much as one radian.
+    """
+    gaps = pose_distances(way, way, unit=unit).diagonal(1)
+    length = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+    places = torch.linspace(0, 1, num_frames, dtype=torch.float64, device=gaps.device) * length[-1]
+    index = (torch.searchsorted(length, places, right=True) - 1).clamp(0, len(gaps) - 1)
+    fraction = ((places - length[index]) / gaps[index].clamp_min(1e-12)).clamp(0, 1)
+    # The ends are exact, whatever the rounding.
+    index[0], index[-1] = 0, len(gaps) - 1
+    fraction[0], fraction[-1] = 0.0, 1.0
+    picked = [
+        move_cameras(way[i], way[i + 1], part[None])
+        for i, part in zip(index.tolist(), fraction, strict=True)
+    ]
+    return join_rows(picked)
+
+
+def join_rows(rows: list[Cameras]) -> Cameras:
+    """Put rows of cameras of one image size one after the other."""
+    return Cameras(
+        c2w=torch.cat([row.c2w for row in rows]),
+        K=torch.cat([row.K for row in rows]),
+        height=rows[0].height,
+        width=rows[0].width,
+    )

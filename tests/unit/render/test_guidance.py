@@ -62,7 +62,8 @@ def test_anchors_hold_the_clean_photo_and_are_trusted():
     assert guidance.mask[[0, -1]].all()
     assert torch.equal(guidance.reference, scene.images[0])
     assert not guidance.mask[1:-1].all()
-    assert guidance.frames.amin() >= 0 and guidance.frames.amax() <= 1
+    assert guidance.frames.amin() >= 0
+    assert guidance.frames.amax() <= 1
 
 
 def test_trusted_points_make_the_frames_and_all_points_of_a_view_make_its_layer():
@@ -101,7 +102,8 @@ def test_far_points_do_not_show_through_a_sparse_near_surface():
     middle = (slice(12, 28), slice(12, 28))
     assert guidance.frames[0, 1][middle].max() == 0
     # Outside the near wall's outline the far wall stays, right up to the outline.
-    assert guidance.mask[0, 0, 20, 2] and guidance.frames[0, 1, 20, 2] > 0.9
+    assert guidance.mask[0, 0, 20, 2]
+    assert guidance.frames[0, 1, 20, 2] > 0.9
     outline = guidance.frames[0, 1, 20, :8]
     assert (outline[:7] > 0.9).all()
     seen = render_guidance(scene, cloud, trajectory, config=GuidanceConfig(gap_px=0))

@@ -80,8 +80,8 @@ class CompactBackbone(nn.Module):
     def compile_parts(self) -> None:
         """Compile the repeated parts one by one: minutes less than the whole graph at once."""
         for module in self.modules():
-            if isinstance(module, (Block, Attention, CopyHead)):
-                module.compile()
+            if isinstance(module, (Block, Attention)):
+                module.compile(dynamic=False)
 
 
 def _run(blocks: nn.ModuleList, x: Tensor, emb: Tensor) -> Tensor:

@@ -1,0 +1,159 @@
+"""Compact models on disk: safetensors (in parts where wanted), a JSON config and a checksum."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fvgen_recon.diffusion.backbone import VideoModel
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone
+from fvgen_recon.diffusion.compact.codec import CompactCodec
+from fvgen_recon.diffusion.compact.config import CompactConfig
+from fvgen_recon.diffusion.schedule import FlowSchedule
+from fvgen_recon.errors import WeightsError
+
+_SCHEMA = 1
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactCard:
+    """What a folder of weights says about itself."""
+
+    config: CompactConfig
+    role: str
+    """regression, teacher or student."""
+    num_steps: int
+    """Network evaluations that it was made for."""
+    sampler: str
+    """`sde` (noise again between steps) or `ode` (DDIM)."""
+    sha256: str
+    """Over the bytes of all parts, in order."""
+    parts: tuple[str, ...]
+    """File names of the weights."""
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.replace(partial, path)
+
+
+def _split(state: Mapping[str, Tensor], part_bytes: int) -> list[dict[str, Tensor]]:
+    parts: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for key, value in state.items():
+        size = value.numel() * value.element_size()
+        if filled + size > part_bytes and parts[-1]:
+            parts.append({})
+            filled = 0
+        parts[-1][key] = value
+        filled += size
+    return parts
+
+
+def save_compact(
+    path: Path,
+    backbone: CompactBackbone,
+    *,
+    role: str,
+    num_steps: int,
+    sampler: str = "sde",
+    part_bytes: int = 2**40,
+) -> CompactCard:
+    """Write a model as a folder: bfloat16 weights and `config.json`, the latter last.
+
+    Args:
+        path: The folder.
+        backbone: The network.
+        role: What it was trained as.
+        num_steps: Steps that it was made for.
+        sampler: How it is sampled.
+        part_bytes: Largest size of one file of weights.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: v.detach().to("cpu", torch.bfloat16).contiguous()
+        for k, v in backbone.state_dict().items()
+    }
+    digest, names = hashlib.sha256(), []
+    for index, part in enumerate(_split(state, part_bytes)):
+        data = save(part)
+        digest.update(data)
+        names.append(f"weights-{index}.safetensors")
+        _write(path / names[-1], data)
+    card = CompactCard(
+        config=backbone.config, role=role, num_steps=num_steps, sampler=sampler,
+        sha256=digest.hexdigest(), parts=tuple(names),
+    )
+    text = json.dumps({"schema": _SCHEMA, **asdict(card)}, indent=2) + "\n"
+    _write(path / _CONFIG, text.encode())
+    return card
+
+
+def read_card(path: Path) -> CompactCard:
+    """Read what a folder says about itself.
+
+    Raises:
+        WeightsError: There is no config, or it is of another version.
+    """
+    file = path / _CONFIG
+    if not file.is_file():
+        raise WeightsError(f"No compact model at {path}: a folder with {_CONFIG} was expected.")
+    try:
+        content = json.loads(file.read_text())
+        schema = content.pop("schema")
+        config = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("config").items()
+        }
+        parts = tuple(content.pop("parts"))
+        card = CompactCard(config=CompactConfig(**config), parts=parts, **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{file} is not the config of a compact model of this version: {error}."
+        ) from error
+    if schema != _SCHEMA:
+        raise WeightsError(f"{file} has schema {schema}, {_SCHEMA} was expected: convert the model.")
+    return card
+
+
+def load_compact(path: Path, *, dtype: torch.dtype = torch.float32) -> tuple[VideoModel, CompactCard]:
+    """Read a model and check its checksum and shapes.
+
+    Raises:
+        WeightsError: A file is missing, damaged or does not fit the config.
+    """
+    card = read_card(path)
+    state: dict[str, Tensor] = {}
+    digest, blobs = hashlib.sha256(), []
+    for name in card.parts:
+        if not (path / name).is_file():
+            raise WeightsError(f"The weights {path / name} are missing: copy the whole folder.")
+        data = (path / name).read_bytes()
+        digest.update(data)
+        blobs.append(data)
+    if digest.hexdigest() != card.sha256:
+        raise WeightsError(f"The weights in {path} are damaged: their checksum does not fit.")
+    for data in blobs:
+        state |= load(data)
+    backbone = CompactBackbone(card.config)
+    wanted = {k: tuple(v.shape) for k, v in backbone.state_dict().items()}
+    if wanted != {k: tuple(v.shape) for k, v in state.items()}:
+        raise WeightsError(f"The weights in {path} do not fit their config: fetch them again.")
+    backbone.load_state_dict({k: v.float() for k, v in state.items()})
+    model = VideoModel(
+        codec=CompactCodec(config=card.config),
+        backbone=backbone.to(dtype).eval(),
+        schedule=FlowSchedule(num_timesteps=card.config.num_timesteps),
+        name=f"compact-{card.role}",
+        weights_hash=card.sha256,
+    )
+    return model, card

@@ -1,0 +1,264 @@
+"""Training clips made by the project's own front half, and the bank that serves them.
+
+Each clip holds what a generator will see (renders of a sparse cloud along a path) and the real
+photos at those poses. Clips are stored as bytes, all of one shape; portrait photos are stored
+transposed, which a network that sees flips anyway need not know.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fvgen_recon.distill.pack import PackedScene
+from fvgen_recon.distill.pair import ClipPlan, PathPlan, path_cameras
+from fvgen_recon.errors import InputError
+from fvgen_recon.pointcloud.base import PointCloudEstimator
+from fvgen_recon.render.guidance import render_guidance
+from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Trajectory
+
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 8
+"""Plans whose clips share a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipBatch:
+    """Clips of one shape as bytes; every frame has a real target."""
+
+    frames: UInt8[Tensor, "B T 3 H W"]
+    """Renders of the trusted points."""
+    mask: Bool[Tensor, "B T 1 H W"]
+    """True where those are trusted."""
+    layers: UInt8[Tensor, "B 2 T 3 H W"]
+    """Dense renders of the first and the last photo."""
+    layer_masks: Bool[Tensor, "B 2 T 1 H W"]
+    """True where a layer was hit."""
+    target: UInt8[Tensor, "B T 3 H W"]
+    """The real photos."""
+    gap_deg: Float[Tensor, "B"]
+    """Angle between the two ends."""
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return self.frames.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> "ClipBatch":
+        """Select clips."""
+        return ClipBatch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> "ClipBatch":
+        """Move the tensors to a device."""
+        return ClipBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def join_clips(batches: Sequence[ClipBatch]) -> ClipBatch:
+    """Concatenate batches of one shape."""
+    names = [f.name for f in fields(ClipBatch)]
+    return ClipBatch(**{n: torch.cat([getattr(b, n) for b in batches]) for n in names})
+
+
+def save_clips(path: Path, clips: ClipBatch) -> None:
+    """Write clips to a safetensors file; it appears under its name only when complete."""
+    partial = path.with_suffix(".partial")
+    tensors = {f.name: getattr(clips, f.name).cpu().contiguous() for f in fields(clips)}
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def load_clips(path: Path) -> ClipBatch:
+    """Read the clips of `save_clips`."""
+    return ClipBatch(**load_file(path))
+
+
+def _working_size(scene: PackedScene, crop: tuple[int, int], zoom: float) -> tuple[int, int]:
+    height, width = scene.cameras.height, scene.cameras.width
+    scale = max(crop[0] / height, crop[1] / width) * zoom
+    return max(crop[0], round(height * scale)), max(crop[1], round(width * scale))
+
+
+def _thin(cloud: PointCloud, rng: torch.Generator) -> PointCloud:
+    """Sometimes lose trusted points: what a worse cloud would look like."""
+    share = float(torch.rand((), generator=rng))
+    if share > 0.3:
+        return cloud
+    keep = torch.rand(len(cloud), generator=rng).to(cloud.xyz.device) > share
+    confidence = torch.where(keep, cloud.confidence, cloud.confidence.clamp_max(0.4))
+    return PointCloud(xyz=cloud.xyz, rgb=cloud.rgb, confidence=confidence, view=cloud.view)
+
+
+def plan_trajectory(path: PathPlan, cameras: Cameras) -> Trajectory:
+    """Return a planned path through the poses of a scene's photos, inputs at both ends."""
+    first, last = path.ends
+    anchors = (Anchor(frame=0, view=first), Anchor(frame=len(path.frames) - 1, view=last))
+    return Trajectory(cameras=path_cameras(cameras, path.frames), anchors=anchors)
+
+
+def build_clips(
+    packed: PackedScene,
+    plan: ClipPlan,
+    estimator: PointCloudEstimator,
+    *,
+    crop: tuple[int, int],
+    num_crops: int,
+    device: torch.device,
+    rng: torch.Generator | None,
+) -> ClipBatch:
+    """Make the clips of one plan with the front half: one cloud, renders along its paths.
+
+    Args:
+        packed: The scene.
+        plan: Inputs and paths.
+        estimator: The source of the cloud.
+        crop: Height and width of the clips for landscape photos.
+        num_crops: Crops of the same renders, at random places.
+        device: Where to compute.
+        rng: Draws scale, crops, lost points and the threshold of trust; none for the centre crop
+            at scale 1 of what inference would see.
+    """
+    portrait = packed.cameras.height > packed.cameras.width
+    window = (crop[1], crop[0]) if portrait else crop
+    zoom, threshold = 1.0, 0.5
+    if rng is not None:
+        zoom = 1.0 + 0.3 * float(torch.rand((), generator=rng))
+        threshold = 0.45 + 0.15 * float(torch.rand((), generator=rng))
+    size = _working_size(packed, window, zoom)
+    scene = packed.scene(plan.inputs, *size).to(device)
+    cloud = estimator.estimate(scene)
+    cloud = cloud if rng is None else _thin(cloud, rng)
+    cameras = packed.cameras.resize(*size)
+    clips = []
+    for path in plan.paths:
+        trajectory = plan_trajectory(path, cameras)
+        trajectory = replace(trajectory, cameras=trajectory.cameras.to(device))
+        guidance = render_guidance(scene, cloud, trajectory, min_confidence=threshold)
+        target = _photos(packed, path.frames, size).to(device)
+        for _ in range(num_crops):
+            corner = _corner(size, window, rng)
+            clips.append(_cut(guidance, target, path.pair.gap_deg, (*corner, *window)))
+    return join_clips(clips)
+
+
+def _photos(packed: PackedScene, frames: tuple[int, ...], size: tuple[int, int]) -> Tensor:
+    photos = sorted(set(frames))
+    images = packed.scene(photos, *size).images
+    return images[[photos.index(f) for f in frames]]
+
+
+def _corner(
+    size: tuple[int, int], window: tuple[int, int], rng: torch.Generator | None
+) -> tuple[int, int]:
+    free = (size[0] - window[0], size[1] - window[1])
+    if rng is None:
+        return free[0] // 2, free[1] // 2
+    top, left = (int(torch.randint(f + 1, (1,), generator=rng)) for f in free)
+    return top, left
+
+
+def _cut(
+    guidance: Guidance, target: Tensor, gap_deg: float, window: tuple[int, int, int, int]
+) -> ClipBatch:
+    top, left, height, width = window
+
+    def crop(x: Tensor) -> Tensor:
+        x = x[..., top : top + height, left : left + width]
+        x = x.mT if height > width else x
+        return x if x.dtype == torch.bool else (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    return ClipBatch(
+        frames=crop(guidance.frames)[None],
+        mask=crop(guidance.mask)[None],
+        layers=crop(guidance.layers[:2])[None],
+        layer_masks=crop(guidance.layer_masks[:2])[None],
+        target=crop(target)[None],
+        gap_deg=torch.tensor([gap_deg], device=target.device),
+    )
+
+
+class ClipBank:
+    """Clips on one device, read from a folder that may still be filling."""
+
+    def __init__(self, folder: Path, device: torch.device, seed: int) -> None:
+        self.folder, self.device = folder, device
+        self.rng = torch.Generator().manual_seed(seed)
+        self.chunks: list[ClipBatch] = []
+        self.read: set[Path] = set()
+
+    def __len__(self) -> int:
+        """Number of clips read so far."""
+        return sum(len(c) for c in self.chunks)
+
+    def refresh(self) -> None:
+        """Read chunks that were finished since the last call."""
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self.read):
+            self.chunks.append(load_clips(path).to(self.device))
+            self.read.add(path)
+
+    def all(self) -> ClipBatch:
+        """Return every clip read so far."""
+        return join_clips(self.chunks)
+
+    def draw(self, count: int) -> ClipBatch:
+        """Return random clips, from a few random chunks each."""
+        weights = torch.tensor([float(len(c)) for c in self.chunks])
+        owners = torch.multinomial(weights, count, replacement=True, generator=self.rng)
+        parts = []
+        for owner in owners.unique().tolist():
+            chunk, wanted = self.chunks[owner], int((owners == owner).sum())
+            index = torch.randint(len(chunk), (wanted,), generator=self.rng)
+            parts.append(chunk[index.to(self.device)])
+        return join_clips(parts)
+
+
+def write_bank(
+    scenes: Sequence[PackedScene],
+    plans: Sequence[ClipPlan],
+    folder: Path,
+    estimator: PointCloudEstimator,
+    *,
+    crop: tuple[int, int],
+    num_crops: int,
+    device: torch.device,
+    seed: int | None,
+) -> None:
+    """Build clips into chunks of a folder; chunks that exist are kept.
+
+    Args:
+        scenes: The scenes that the plans speak of.
+        plans: The clips to make; every 8 plans become one chunk.
+        folder: Where the chunks go.
+        estimator: The source of clouds.
+        crop: Height and width of clips.
+        num_crops: Crops a plan.
+        device: Where to compute.
+        seed: Seed of the augmentation; none to make the plain centre crops.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(math.ceil(len(plans) / _CHUNK)):
+        name = "plain" if seed is None else str(seed)
+        path = folder / f"{name}-{index:04d}.safetensors"
+        if path.exists():
+            continue
+        rng = None if seed is None else torch.Generator().manual_seed(seed * 100_003 + index)
+        clips = []
+        for plan in plans[_CHUNK * index : _CHUNK * (index + 1)]:
+            try:
+                clips.append(
+                    build_clips(
+                        scenes[plan.scene], plan, estimator,
+                        crop=crop, num_crops=num_crops, device=device, rng=rng,
+                    )
+                )
+            except InputError as error:
+                # Inputs drawn at random need not be matchable; a user's would be refused.
+                _log.warning("skipped inputs of %s: %s", scenes[plan.scene].name, error)
+        if clips:
+            save_clips(path, join_clips(clips))

@@ -1,0 +1,266 @@
+"""Training of the compact model before distillation: regression, then the diffusion teacher.
+
+Both are one network: regression trains its answer to pure noise (time 1), the teacher goes on from
+there with all noise levels.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fvgen_recon.diffusion.backbone import Condition, NoiseSchedule
+from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources
+from fvgen_recon.distill.clip import ClipBank, ClipBatch
+from fvgen_recon.errors import TrainingError
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Distance of images [N 3 H W] in [0, 1] to their truths, [N]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """One stage of training."""
+
+    name: str
+    seconds: float
+    """Wall-clock budget; the learning rate falls to zero over it."""
+    max_steps: int = 1_000_000
+    batch_size: int = 16
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    diffusion: bool = False
+    """Train at all noise levels with squared error; else only the answer to pure noise, with L1."""
+    full_noise_share: float = 0.25
+    """Share of the clips that see pure noise in diffusion training."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance; regression only, since it is no score matching."""
+    perceptual_start: float = 0.5
+    """When, as a share of the budget, the perceptual distance comes in."""
+    perceptual_frames: int = 32
+    """Random frames of a batch on which it is measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainBatch:
+    """A batch ready for the network."""
+
+    x0: Float[Tensor, "B C T h w"]
+    condition: Condition
+    target: Float[Tensor, "B T 3 H W"]
+    hole: Float[Tensor, "B T 1 H W"]
+    """1 where no trusted point was rendered."""
+
+
+def _jitter(images: list[Tensor], rng: torch.Generator) -> list[Tensor]:
+    """One exposure, colour and gamma change for all images of a clip."""
+    batch, device = images[0].shape[0], images[0].device
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, generator=rng, device=device)
+
+    gain = (0.85 + 0.3 * draw(1)) * (0.94 + 0.12 * draw(3))
+    gamma = 2.0 ** (draw(1) - 0.5)
+    return [
+        (x.clamp_min(0) ** gamma.view(batch, *[1] * (x.dim() - 1))).mul(
+            gain.view(batch, *[1] * (x.dim() - 4), 3, 1, 1)
+        ).clamp(0, 1)
+        for x in images
+    ]
+
+
+def _lose_patches(mask: Tensor, rng: torch.Generator) -> Tensor:
+    """Open smooth holes in half of the clips, so that few trusted points are no surprise."""
+    batch, num_frames, _, height, width = mask.shape
+    grid = torch.randn(batch, num_frames // 2 + 1, 5, 8, generator=rng, device=mask.device)
+    size = (num_frames, height, width)
+    noise = nn.functional.interpolate(grid[:, None], size, mode="trilinear", align_corners=False)
+    level = 0.6 + 2.4 * torch.rand(batch, 1, 1, 1, 1, generator=rng, device=mask.device)
+    keep = noise.transpose(1, 2) < level
+    keep[:, [0, -1]] = True
+    return mask & keep
+
+
+def _augment(clips: ClipBatch, rng: torch.Generator) -> tuple[Sources, Tensor]:
+    """Flip, turn time round, change colours and open holes."""
+    frames, layers, target = (x.float() / 255 for x in (clips.frames, clips.layers, clips.target))
+    mask, layer_masks = clips.mask, clips.layer_masks
+    flips = torch.rand(3, generator=rng, device=mask.device).lt(0.5).tolist()
+    axes = [axis for axis, flip in zip((-1, -2), flips, strict=False) if flip]
+    tensors = [torch.flip(x, axes) for x in (frames, mask, layers, layer_masks, target)]
+    if flips[2]:
+        turn = ([1], [1], [1, 2], [1, 2], [1])
+        tensors = [torch.flip(x, axis) for x, axis in zip(tensors, turn, strict=True)]
+    frames, mask, layers, layer_masks, target = tensors
+    frames, layers, target = _jitter([frames, layers, target], rng)
+    mask = _lose_patches(mask, rng)
+    anchor = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
+    anchor[:, [0, -1]] = True
+    sources = Sources(
+        frames=frames * mask, mask=mask, layers=layers, layer_masks=layer_masks, is_anchor=anchor
+    )
+    return sources, target
+
+
+def plain_sources(clips: ClipBatch) -> tuple[Sources, Float[Tensor, "B T 3 H W"]]:
+    """Return the renders and the targets of stored clips as they are."""
+    anchor = torch.zeros(clips.mask.shape[:2], dtype=torch.bool, device=clips.mask.device)
+    anchor[:, [0, -1]] = True
+    sources = Sources(
+        frames=clips.frames.float() / 255,
+        mask=clips.mask,
+        layers=clips.layers.float() / 255,
+        layer_masks=clips.layer_masks,
+        is_anchor=anchor,
+    )
+    return sources, clips.target.float() / 255
+
+
+def prepare_batch(
+    clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | None
+) -> TrainBatch:
+    """Turn stored clips into latents and conditions; `rng` augments them, none leaves them."""
+    sources, target = plain_sources(clips) if rng is None else _augment(clips, rng)
+    return TrainBatch(
+        x0=codec.encode(target),
+        condition=codec.condition_sources(sources),
+        target=target,
+        hole=1 - sources.mask.float(),
+    )
+
+
+def _autocast(device: torch.device) -> torch.autocast | nullcontext:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _regression_loss(
+    pred: Tensor, batch: TrainBatch, codec: CompactCodec, perceptual: Perceptual | None, weight: float,
+    frames: Tensor,
+) -> Tensor:
+    loss = (pred - batch.x0).abs().mean()
+    if perceptual is None or weight == 0:
+        return loss
+    shown = codec.decode(pred).flatten(0, 1)[frames]
+    wanted = batch.target.flatten(0, 1)[frames]
+    with _autocast(pred.device):
+        return loss + weight * perceptual(shown, wanted).mean()
+
+
+def _noise_levels(config: PretrainConfig, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    if not config.diffusion:
+        return torch.ones(count, device=device)
+    level = torch.rand(count, generator=rng, device=device)
+    full = torch.rand(count, generator=rng, device=device) < config.full_noise_share
+    return torch.where(full, torch.ones_like(level), level)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the current ones."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One line of a training curve."""
+
+    stage: str
+    step: int
+    seconds: float
+    loss: float
+    gradient: float
+    clips: int
+
+
+def pretrain(
+    model: nn.Module,
+    ema: nn.Module,
+    bank: ClipBank,
+    codec: CompactCodec,
+    schedule: NoiseSchedule,
+    config: PretrainConfig,
+    *,
+    perceptual: Perceptual | None = None,
+    seed: int = 0,
+    log_every: int = 200,
+) -> Iterator[Progress]:
+    """Train until the budget is spent; yields the curve as it goes.
+
+    Raises:
+        TrainingError: The loss stopped being finite.
+    """
+    device = next(model.parameters()).device
+    rng = torch.Generator(device).manual_seed(seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
+        weight_decay=config.weight_decay, fused=device.type == "cuda",
+    )
+    start, step, share = time.monotonic(), 0, 0.0
+    sums = torch.zeros(2, device=device)
+    while share < 1 and step < config.max_steps:
+        if step % 50 == 0:
+            bank.refresh()
+        rate = config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / config.warmup_steps)
+        weight = config.perceptual_weight if share >= config.perceptual_start else 0.0
+        batch = prepare_batch(bank.draw(config.batch_size), codec, rng)
+        loss = pretrain_loss(model, batch, codec, schedule, config, rng, perceptual, weight)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
+        sums += torch.stack([loss.detach(), norm.detach()])
+        share = (time.monotonic() - start) / config.seconds
+        if step % log_every == 0 or share >= 1 or step == config.max_steps:
+            mean = (sums / ((step - 1) % log_every + 1)).tolist()
+            sums.zero_()
+            if not math.isfinite(mean[0]):
+                raise TrainingError(f"The loss of stage {config.name} is not finite at step {step}.")
+            yield Progress(
+                stage=config.name, step=step, seconds=time.monotonic() - start,
+                loss=mean[0], gradient=mean[1], clips=len(bank),
+            )
+
+
+def pretrain_loss(
+    model: nn.Module,
+    batch: TrainBatch,
+    codec: CompactCodec,
+    schedule: NoiseSchedule,
+    config: PretrainConfig,
+    rng: torch.Generator,
+    perceptual: Perceptual | None,
+    weight: float,
+) -> Tensor:
+    """Loss of one batch.
+
+    Diffusion: squared error of x0 divided by max(t, 0.2)^2, which is the velocity's error except
+    close to the data. Regression: L1 plus `weight` times the perceptual distance.
+    """
+    device, count = batch.x0.device, batch.x0.shape[0]
+    level = _noise_levels(config, count, rng, device)
+    t = level * (schedule.num_timesteps - 1)
+    eps = torch.randn(batch.x0.shape, generator=rng, device=device)
+    x_t = schedule.add_noise(batch.x0, eps, t)
+    with _autocast(device):
+        output, _ = model(x_t, t, batch.condition)
+    pred = schedule.x0_from_output(output.float(), x_t, t)
+    if config.diffusion:
+        error = ((pred - batch.x0) ** 2).mean(dim=(1, 2, 3, 4))
+        return (error / level.clamp_min(0.2) ** 2).mean()
+    num_images = count * batch.target.shape[1]
+    frames = torch.randint(
+        num_images, (min(config.perceptual_frames, num_images),), generator=rng, device=device
+    )
+    return _regression_loss(pred, batch, codec, perceptual, weight, frames)

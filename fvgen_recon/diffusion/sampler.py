@@ -86,11 +86,16 @@ def guided_output(
     everything but the batch, frames included.
     """
     guided = null_output + guidance.scale * (output - null_output)
-    if guidance.rescale == 0:
-        return guided
+    return rescale_guided(guided, output, guidance.rescale) if guidance.rescale > 0 else guided
+
+
+def rescale_guided(
+    guided: Float[Tensor, "B *S"], output: Float[Tensor, "B *S"], rescale: float
+) -> Float[Tensor, "B *S"]:
+    """Pull the standard deviation of a guided output towards that of the conditional one."""
     axes = tuple(range(1, output.ndim))
     factor = output.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-    return guidance.rescale * (guided * factor) + (1 - guidance.rescale) * guided
+    return rescale * (guided * factor) + (1 - rescale) * guided
 
 
 def denoiser(

@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet3DConditionModel
+from safetensors.torch import load_file, save_file
+from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_condition, make_noisy, make_unet
+
+from fvgen_recon.diffusion.viewcrafter.key import unet_rules
+from fvgen_recon.diffusion.viewcrafter.parity import COMPARISONS
+from scripts.check_parity import Options, main
+
+FIXTURES = [
+    ("unet", "viewcrafter_unet_small_A"),
+    ("unet", "viewcrafter_unet_small_B"),
+    ("resampler", "resampler_A"),
+    ("resampler", "resampler_B"),
+    ("ddim", "ddim_A"),
+    ("vae", "vae_small"),
+    ("clip", "clip_small"),
+    ("clip", "clip_preprocess"),
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("kind", "name"), FIXTURES)
+def test_equals_the_original(parity, kind, name):
+    rows = COMPARISONS[kind](parity / f"{name}.safetensors")
+    assert rows
+    assert [row for row in rows if not row.is_accepted] == []
+
+
+@pytest.mark.parity
+def test_every_output_of_the_fixtures_is_compared(parity):
+    for kind, name in FIXTURES:
+        if kind == "unet":
+            rows = {row.name for row in COMPARISONS[kind](parity / f"{name}.safetensors")}
+            held = load_file(parity / f"{name}.safetensors").keys()
+            assert rows == {k for k in held if k.startswith(("y", "act."))}
+    rows = {row.name for row in COMPARISONS["ddim"](parity / "ddim_A.safetensors")}
+    inputs = ("in.", "train.", "misc.rescale_cfg", "misc.rescale_text", "misc.v_t", "misc.v_x")
+    held = load_file(parity / "ddim_A.safetensors").keys() - {"misc.timestep_embedding_in"}
+    assert rows == {k for k in held if not k.startswith(inputs)}
+
+
+def test_equals_the_stock_network_without_the_two_additions():
+    unet = make_unet(
+        block_out_channels=(32, 64, 96, 96),
+        attention_levels=(True, True, True, False),
+        layers_per_block=2,
+        image_cross_attention=False,
+        fps_condition=False,
+    )
+    stock = UNet3DConditionModel(
+        in_channels=8,
+        block_out_channels=(32, 64, 96, 96),
+        cross_attention_dim=24,
+        attention_head_dim=16,
+    ).eval()
+    stock.load_state_dict(unet.state_dict(), strict=True)
+    rng = torch.Generator().manual_seed(1)
+    sample = torch.randn(2, 8, 3, 8, 16, generator=rng)
+    context = torch.randn(2, 77, 24, generator=rng)
+    t = torch.tensor([999, 20])
+    with torch.no_grad():
+        expected = stock(sample, t, context).sample
+        torch.testing.assert_close(unet(sample, t, context)[0], expected, atol=5e-5, rtol=0)
+
+
+def _write_fixture(folder: Path, **changes) -> Path:
+    """A fixture of the UNet, made by our own network, of other sizes than the shared ones."""
+    unet = make_unet(image_context="per_frame")
+    x_t, t = make_noisy()
+    condition = make_condition(unet, num_image=16 * NUM_FRAMES)
+    tensors = {
+        "x": torch.cat([x_t, condition.concat], dim=1),
+        "timesteps": t,
+        "fs": torch.tensor([3]),
+        "context": condition.context,
+    }
+    with torch.no_grad():
+        tensors["y"] = unet(tensors["x"], t, condition.context, tensors["fs"])[0]
+        tensors["y_default_fs"] = unet(tensors["x"], t, condition.context)[0]
+    state = unet.state_dict()
+    for rule in unet_rules(unet):
+        whole = rule.join(state[name] for name in rule.targets)
+        tensors[f"w.{rule.source}"] = whole.contiguous()
+    parameters = {
+        "in_channels": 8,
+        "out_channels": 4,
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attention_resolutions": [1],
+        "num_head_channels": 16,
+        "context_dim": 24,
+        "default_fs": 10,
+        "fs_condition": True,
+        "image_cross_attention": True,
+    }
+    path = folder / "unet.safetensors"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    facts = {"unet_params": parameters | changes}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return path
+
+
+def test_command_accepts_a_fixture_of_other_sizes(tmp_path, capsys):
+    assert main(Options(kind="unet", fixture=_write_fixture(tmp_path))) == 0
+    assert "2 outputs, 0 above tolerance" in capsys.readouterr().out
+
+
+def test_command_fails_on_a_wrong_output(tmp_path, capsys):
+    path = _write_fixture(tmp_path)
+    tensors = load_file(path)
+    tensors["y_default_fs"][0, 0, 0, 0, 0] += 1e-3
+    save_file(tensors, path)
+    assert main(Options(kind="unet", fixture=path)) == 1
+    out = capsys.readouterr().out
+    assert "1 above tolerance; closest to it: y_default_fs" in out
+    assert out.count("FAIL") == 1
+
+
+def _lose_weight(path):
+    tensors = load_file(path)
+    del tensors["w.out.2.bias"]
+    save_file(tensors, path)
+
+
+def _lose_input(path):
+    tensors = load_file(path)
+    del tensors["timesteps"]
+    save_file(tensors, path)
+
+
+BREAKAGES = {
+    "lack 'out.2.bias'": _lose_weight,
+    "lacks the tensor 'timesteps'": _lose_input,
+    "cannot be read as safetensors": lambda path: path.write_bytes(b"nonsense"),
+    "is not there": lambda path: path.unlink(),
+    "json was expected": lambda path: path.with_suffix(".json").unlink(),
+    "is not valid JSON": lambda path: path.with_suffix(".json").write_text("{"),
+    "lacks the entry 'unet_params'": lambda path: path.with_suffix(".json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("sentence", BREAKAGES)
+def test_command_refuses_bad_fixtures_in_one_sentence(tmp_path, capsys, sentence):
+    path = _write_fixture(tmp_path)
+    BREAKAGES[sentence](path)
+    assert main(Options(kind="unet", fixture=path)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_command_refuses_networks_that_are_not_built(tmp_path, capsys):
+    path = _write_fixture(tmp_path, use_causal_attention=True)
+    assert main(Options(kind="unet", fixture=path)) == 2
+    assert "use_causal_attention=True" in capsys.readouterr().err
+
+
+def test_command_refuses_a_fixture_of_another_kind(tmp_path, capsys):
+    path = _write_fixture(tmp_path)
+    for kind in ("resampler", "ddim", "vae", "clip"):
+        assert main(Options(kind=kind, fixture=path)) == 2
+        assert str(tmp_path) in capsys.readouterr().err

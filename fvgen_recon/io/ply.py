@@ -1,5 +1,6 @@
 """Point clouds as PLY files, ascii or binary, without a heavy reader."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,37 +39,41 @@ def read_points(path: Path) -> PointCloud:
     try:
         table = _read_table(form, count, properties, body)
     except ValueError as error:
-        raise InputError(f"{path} ends before its {count} vertices do: copy it again.") from error
+        raise InputError(
+            f"{path} does not hold the {count} vertices that its header promises: copy it again."
+        ) from error
     xyz = np.stack([table[name].astype(np.float32) for name in "xyz"], axis=-1)
     confidence = table["confidence"] if "confidence" in names else np.ones(count)
-    return PointCloud(
-        xyz=torch.from_numpy(xyz),
-        rgb=_colours(table, names, count),
-        confidence=torch.from_numpy(np.asarray(confidence, dtype=np.float32).copy()),
-        view=torch.full((count,), -1, dtype=torch.long),
-    )
+    try:
+        return PointCloud(
+            xyz=torch.from_numpy(xyz),
+            rgb=_colours(table, names, count),
+            confidence=torch.from_numpy(np.asarray(confidence, dtype=np.float32).copy()),
+            view=torch.full((count,), -1, dtype=torch.long),
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _parse_header(path: Path, content: bytes) -> tuple[str, int, list[tuple[str, str]], bytes]:
     """Return the format, the number of vertices, their properties and what follows the header."""
-    end = content.find(b"end_header\n")
-    lines = content[: max(end, 0)].decode("ascii", "replace").split("\n")
-    if end < 0 or lines[0].strip() != "ply":
+    end = re.search(rb"end_header\r?\n", content)
+    if end is None or content[:3] != b"ply":
         raise InputError(
             f"{path} is not a PLY file: a header from `ply` to `end_header` is missing."
         )
+    lines = content[: end.start()].decode("ascii", "replace").splitlines()
     words = [line.split() for line in lines if line.strip()]
-    form = next((w[1] for w in words if w[0] == "format"), "")
-    elements = [w for w in words if w[0] == "element"]
-    if form not in _FORMATS or not elements or elements[0][1] != "vertex":
+    form = next((w[1] for w in words if len(w) > 1 and w[0] == "format"), "")
+    starts = [i for i, w in enumerate(words) if w[0] == "element"]
+    first = words[starts[0]] if starts else []
+    if form not in _FORMATS or len(first) != 3 or first[1] != "vertex" or not first[2].isdigit():
         raise InputError(f"{path} has format `{form}` or does not begin with vertices: convert it.")
-    after = words[words.index(elements[0]) + 1 :]
-    stop = next((i for i, w in enumerate(after) if w[0] == "element"), len(after))
-    rows = [w for w in after[:stop] if w[0] == "property"]
-    if any(w[1] not in _TYPES for w in rows):
+    rows = [w for w in words[starts[0] : (*starts, None)[1]] if w[0] == "property"]
+    if any(len(w) != 3 or w[1] not in _TYPES for w in rows):
         raise InputError(f"{path} has vertex properties of unknown type: convert it.")
     properties = [(w[2], _FORMATS[form] + _TYPES[w[1]]) for w in rows]
-    return form, int(elements[0][2]), properties, content[end + len(b"end_header\n") :]
+    return form, int(first[2]), properties, content[end.end() :]
 
 
 def _read_table(
@@ -86,7 +91,8 @@ def _colours(table: np.ndarray, names: list[str], count: int) -> Float[Tensor, "
     if not {"red", "green", "blue"} <= set(names):
         return torch.full((count, 3), 0.5)
     columns = [table[name] for name in ("red", "green", "blue")]
-    scale = 255.0 if columns[0].dtype.kind in "iu" else 1.0
+    kind = columns[0].dtype
+    scale = float(np.iinfo(kind).max) if kind.kind in "iu" else 1.0
     rgb = np.stack([column.astype(np.float32) / scale for column in columns], axis=-1)
     return torch.from_numpy(rgb).clamp(0, 1)
 

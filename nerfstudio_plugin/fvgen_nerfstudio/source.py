@@ -15,8 +15,14 @@ from torch import Tensor
 from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
-from fvgen_recon.io.image import image_size
-from fvgen_recon.io.scenes import Capture, ViewSplit, load_frame, load_scene
+from fvgen_recon.io.scenes import (
+    Capture,
+    ViewSplit,
+    load_frame,
+    load_scene,
+    photo_size,
+    view_camera,
+)
 from fvgen_recon.io.scenes.loading import cover_crop
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
@@ -78,8 +84,8 @@ class SceneSource:
             )
         self.capture = capture
         self.split = split
-        self._photo_size = image_size(capture.paths[split.inputs[0]])
-        self.size = _choose_size([image_size(capture.paths[i]) for i in split.inputs], long_side)
+        self._photo_size = photo_size(capture, split.inputs[0])
+        self.size = _choose_size([photo_size(capture, i) for i in split.inputs], long_side)
         native = [capture.cameras[i] for i in split.inputs]
         self.similarity = fit_similarity(
             replace(
@@ -109,7 +115,7 @@ class SceneSource:
         Photos that were all resized after their intrinsics were written are taken to be resized as
         the first input is.
         """
-        fitted = [self._fit_camera(self.capture.cameras[view]) for view in views]
+        fitted = [self._fit_camera(view) for view in views]
         stacked = replace(
             fitted[0],
             c2w=torch.stack([camera.c2w for camera in fitted]),
@@ -117,18 +123,13 @@ class SceneSource:
         )
         return self.similarity.cameras(stacked)
 
-    def _fit_camera(self, camera: Cameras) -> Cameras:
+    def _fit_camera(self, view: int) -> Cameras:
         """Follow with a camera what `load_frame` and `cover_crop` do to its photo."""
-        first = self.capture.cameras[self.split.inputs[0]]
-        ratio = self._photo_size[0] / first.height
+        ratio = self._photo_size[0] / self.capture.cameras[self.split.inputs[0]].height
+        camera = self.capture.cameras[view]
         on_disk = (round(camera.height * ratio), round(camera.width * ratio))
         height, width = self.size
-        scale = max(height / on_disk[0], width / on_disk[1])
-        cover = (max(height, round(on_disk[0] * scale)), max(width, round(on_disk[1] * scale)))
-        resized = camera.resize(*cover)
-        shift = torch.zeros_like(resized.K)
-        shift[0, 2], shift[1, 2] = (cover[1] - width) // 2, (cover[0] - height) // 2
-        return replace(resized, K=resized.K - shift, height=height, width=width)
+        return view_camera(self.capture, view, on_disk, height=height, width=width)
 
     def estimate_points(self, estimator: str, long_side: int) -> PointCloud:
         """Return the point cloud of the input views in the splat's frame.

@@ -1,17 +1,20 @@
 """Scenes in and out. Adding a format is one file with `detect` and `load`, and one line here."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.scenes import colmap, nerfstudio, photos
+from fvgen_recon.io.scenes import colmap, nerfstudio, photos, seva
 from fvgen_recon.io.scenes.capture import Capture as Capture
 from fvgen_recon.io.scenes.capture import Lens as Lens
 from fvgen_recon.io.scenes.capture import Tracks as Tracks
 from fvgen_recon.io.scenes.capture import points_for as points_for
 from fvgen_recon.io.scenes.loading import load_frame as load_frame
 from fvgen_recon.io.scenes.loading import load_scene as load_scene
+from fvgen_recon.io.scenes.loading import photo_size as photo_size
+from fvgen_recon.io.scenes.loading import view_camera as view_camera
 from fvgen_recon.io.scenes.selection import ViewSelection as ViewSelection
 from fvgen_recon.io.scenes.selection import ViewSplit as ViewSplit
 from fvgen_recon.io.scenes.selection import select_views as select_views
@@ -24,11 +27,12 @@ class SceneLoader:
 
     detect: Callable[[Path], bool]
     """Returns whether a folder holds this format; opens no pixels."""
-    load: Callable[[Path], Capture]
-    """Reads it."""
+    load: Callable[[Path, Path], Capture]
+    """Reads it; the second folder keeps what was costly to compute."""
 
 
 LOADERS: dict[str, SceneLoader] = {
+    "seva": SceneLoader(detect=seva.detect, load=seva.load),
     "nerfstudio": SceneLoader(detect=nerfstudio.detect, load=nerfstudio.load),
     "colmap": SceneLoader(detect=colmap.detect, load=colmap.load),
     "photos": SceneLoader(detect=photos.detect, load=photos.load),
@@ -36,12 +40,16 @@ LOADERS: dict[str, SceneLoader] = {
 """Formats in the order in which they are tried."""
 
 
-def load_capture(path: Path, *, format: str | None = None) -> Capture:
+def load_capture(path: Path, *, format: str | None = None, cache: Path | None = None) -> Capture:
     """Read what a scene's files say of its frames, without opening pixels.
+
+    Only plain photos are opened, as their poses come from them.
 
     Args:
         path: Scene folder, or a `transforms.json`.
         format: One of `LOADERS`; recognised from the files where not given.
+        cache: Folder that keeps the poses of plain photos; a run folder or, by default, the user's
+            cache folder (`$XDG_CACHE_HOME`, `~/.cache`).
 
     Raises:
         InputError: The folder is missing or holds no scene that can be read.
@@ -58,4 +66,9 @@ def load_capture(path: Path, *, format: str | None = None) -> Capture:
             f"{path} is not a scene: a transforms.json, a COLMAP model or a folder of photos was "
             "expected."
         )
-    return LOADERS[names[0]].load(path)
+    return LOADERS[names[0]].load(path, cache or _cache_folder())
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fvgen_recon" / "poses"

@@ -22,6 +22,10 @@ class Lens:
     coefficients: tuple[float, ...] = NO_DISTORTION
     """Fisheye: k1 k2 k3 k4. Else: k1 k2 p1 p2 k3 k4 k5 k6."""
 
+    def __post_init__(self) -> None:
+        """Check that there are as many coefficients as the model has."""
+        assert len(self.coefficients) == (4 if self.is_fisheye else 8)
+
     @property
     def is_pinhole(self) -> bool:
         """True where there is nothing to undistort."""
@@ -37,7 +41,7 @@ class Tracks:
     frame: Int[Tensor, "O"]
     """Index of the frame of each observation."""
     uv: Float[Tensor, "O 2"]
-    """Where the frame sees it, in pixels of the photo as it is on disk."""
+    """Where the frame sees it, in pixels of the photo that the frame's camera belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +52,9 @@ class Capture:
     """
 
     names: tuple[str, ...]
-    """Names of the frames, relative to the scene folder, sorted by file name."""
+    """Names of the frames, as the scene's files give them; each occurs once."""
     paths: tuple[Path, ...]
-    """Where the photos are."""
+    """Where the photos are. A frame without a photo names a file that does not exist."""
     cameras: tuple[Cameras, ...]
     """Native pinhole part of each frame's camera."""
     lenses: tuple[Lens, ...]
@@ -63,27 +67,40 @@ class Capture:
     """Name of the format that was read."""
     folder: Path
     """The scene folder."""
+    is_upright: bool = False
+    """True where the cameras belong to photos turned upright by their EXIF orientation; else they
+    belong to the pixels as they are stored."""
 
     def __post_init__(self) -> None:
-        """Check that there is something and that it agrees."""
-        if not self.names:
-            raise InputError(f"No images were found in {self.folder}: a scene needs at least two.")
+        """Check that there is something, that names are unique and that lengths agree."""
         assert len(self.names) == len(self.paths) == len(self.cameras) == len(self.lenses)
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(f"The scene {self.folder} names the frame {twice} more than once.")
+        if not any(self.has_photo(index) for index in range(len(self))):
+            raise InputError(
+                f"No images were found for the {len(self)} frames of {self.folder}: a scene needs "
+                "at least two photos on disk."
+            )
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Number of frames, those without a photo included."""
         return len(self.names)
+
+    def has_photo(self, index: int) -> bool:
+        """Return whether the photo of a frame is on disk; it is not opened."""
+        return self.paths[index].is_file()
 
 
 def points_for(capture: Capture, frames: tuple[int, ...]) -> PointCloud | None:
     """Keep only the points that at least two of the given frames see.
 
     Even these were triangulated with every frame of the capture, held-out ones included. Returns
-    none where the files hold no points or do not say which frames see them.
+    none where the files hold no points, do not say which frames see them, or none are left.
     """
     if capture.points is None or capture.tracks is None:
         return None
-    chosen = torch.isin(capture.tracks.frame, torch.tensor(frames))
+    chosen = torch.isin(capture.tracks.frame, torch.tensor(frames, dtype=torch.long))
     pairs = torch.stack([capture.tracks.point[chosen], capture.tracks.frame[chosen]], dim=-1)
     seen = torch.bincount(pairs.unique(dim=0)[:, 0], minlength=len(capture.points))
     kept = seen >= 2

@@ -2,17 +2,53 @@
 
 from dataclasses import replace
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.image import read_image
-from fvgen_recon.io.scenes.capture import Capture, Lens, points_for
+from fvgen_recon.io.image import image_size, read_image
+from fvgen_recon.io.scenes.capture import Capture, points_for
+from fvgen_recon.io.scenes.undistortion import pinhole_camera, undistort
 from fvgen_recon.types import Cameras, Scene
+
+
+def photo_size(capture: Capture, index: int) -> tuple[int, int]:
+    """Return height and width of a frame's photo as `load_frame` gives it; reads its header only.
+
+    Raises:
+        InputError: The photo is missing, not an image, or of a size that its intrinsics do not fit.
+    """
+    return _oriented_size(capture, index)[1]
+
+
+def _oriented_size(capture: Capture, index: int) -> tuple[bool, tuple[int, int]]:
+    """Return whether to turn a photo upright, and its size then.
+
+    Poses and intrinsics belong to the stored pixels (COLMAP and nerfstudio ignore EXIF) unless the
+    capture says otherwise or only the upright photo has the shape that the intrinsics ask for.
+    """
+    path, camera = capture.paths[index], capture.cameras[index]
+    for is_upright in (True,) if capture.is_upright else (False, True):
+        size = image_size(path, is_upright=is_upright)
+        if _fits(camera, *size):
+            return is_upright, size
+    height, width = image_size(path, is_upright=capture.is_upright)
+    raise InputError(
+        f"The photo {path} is {height}x{width} (height x width) and its intrinsics are for "
+        f"{camera.height}x{camera.width}: give a photo of that size or of that shape scaled down, "
+        "or export the intrinsics again."
+    )
+
+
+def _fits(camera: Cameras, height: int, width: int) -> bool:
+    """Return whether a photo is the camera's, or it scaled down evenly and rounded to pixels."""
+    if height > camera.height or width > camera.width:
+        return False
+    by_width = abs(height - camera.height * width / camera.width) < 1
+    by_height = abs(width - camera.width * height / camera.height) < 1
+    return by_width or by_height
 
 
 def load_frame(capture: Capture, index: int) -> tuple[Float[Tensor, "3 H W"], Cameras]:
@@ -21,65 +57,59 @@ def load_frame(capture: Capture, index: int) -> tuple[Float[Tensor, "3 H W"], Ca
     Raises:
         InputError: The photo is missing, truncated or of a size that its intrinsics do not fit.
     """
-    image = read_image(capture.paths[index])
-    camera = _fit_camera(capture, index, *image.shape[-2:])
-    lens = capture.lenses[index]
-    if lens.is_pinhole:
-        return image, camera
-    return _undistort(image, camera, lens), camera
+    is_upright, (height, width) = _oriented_size(capture, index)
+    image = read_image(capture.paths[index], is_upright=is_upright)
+    assert tuple(image.shape[-2:]) == (height, width)
+    camera, lens = capture.cameras[index].resize(height, width), capture.lenses[index]
+    return undistort(image, camera, lens), pinhole_camera(camera, lens)
 
 
-def _fit_camera(capture: Capture, index: int, height: int, width: int) -> Cameras:
-    """Scale intrinsics to a uniformly resized photo, or refuse."""
-    camera = capture.cameras[index]
-    if (camera.height, camera.width) == (height, width):
-        return camera
-    if abs(height - camera.height * width / camera.width) <= 1:
-        return camera.resize(height, width)
-    raise InputError(
-        f"The photo {capture.paths[index]} is {height}x{width} (height x width) and its intrinsics "
-        f"are for {camera.height}x{camera.width}: the aspect ratios differ, so export them again."
-    )
+def view_camera(
+    capture: Capture, index: int, photo: tuple[int, int], *, height: int, width: int
+) -> Cameras:
+    """Return the camera that `load_frame` and `cover_crop` give a frame, without opening it.
 
-
-def _undistort(image: Tensor, camera: Cameras, lens: Lens) -> Float[Tensor, "3 H W"]:
-    """Resample a distorted photo to the pinhole camera of the same K.
-
-    OpenCV puts pixel centres at integers, so the principal point moves by half a pixel.
+    Args:
+        capture: Where the frame is.
+        index: Which frame.
+        photo: Height and width of its photo on disk.
+        height: Image height in pixels to bring it to.
+        width: Image width in pixels to bring it to.
     """
-    K = camera.K.double().numpy().copy()
-    K[:2, 2] -= 0.5
-    size = (camera.width, camera.height)
-    coefficients = np.array(lens.coefficients)
-    if lens.is_fisheye:
-        maps = cv2.fisheye.initUndistortRectifyMap(
-            K, coefficients, np.eye(3), K, size, cv2.CV_32FC1
-        )
-    else:
-        maps = cv2.initUndistortRectifyMap(K, coefficients, np.eye(3), K, size, cv2.CV_32FC1)
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    straight = cv2.remap(
-        pixels, *maps, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
-    return torch.from_numpy(straight).permute(2, 0, 1).contiguous()
+    camera = capture.cameras[index].resize(*photo)
+    return _cover_camera(pinhole_camera(camera, capture.lenses[index]), height, width)
+
+
+def _cover_size(old: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Return the smallest size of the old shape that covers the new one."""
+    scale = max(height / old[0], width / old[1])
+    return max(height, round(old[0] * scale)), max(width, round(old[1] * scale))
+
+
+def _cover_camera(camera: Cameras, height: int, width: int) -> Cameras:
+    """Resize a camera to cover a size, then crop its centre."""
+    cover = _cover_size((camera.height, camera.width), height, width)
+    camera = camera.resize(*cover)
+    shift = torch.zeros_like(camera.K)
+    shift[..., 0, 2], shift[..., 1, 2] = (cover[1] - width) // 2, (cover[0] - height) // 2
+    return replace(camera, K=camera.K - shift, height=height, width=width)
 
 
 def cover_crop(
     image: Float[Tensor, "3 h w"], camera: Cameras, height: int, width: int
 ) -> tuple[Float[Tensor, "3 H W"], Cameras]:
-    """Resize without squashing until the size is covered, then crop the centre."""
-    old_height, old_width = image.shape[-2:]
-    if (old_height, old_width) == (height, width):
+    """Resize without squashing until the size is covered, then crop the centre.
+
+    Sizes are whole pixels, so the two scales may differ by half a pixel; the camera follows both.
+    """
+    old = (image.shape[-2], image.shape[-1])
+    if old == (height, width):
         return image, camera
-    scale = max(height / old_height, width / old_width)
-    cover = (max(height, round(old_height * scale)), max(width, round(old_width * scale)))
+    cover = _cover_size(old, height, width)
     resized = F.interpolate(image[None], cover, mode="bicubic", antialias=True)[0].clamp(0, 1)
     top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
-    camera = camera.resize(*cover)
-    shift = torch.zeros_like(camera.K)
-    shift[..., 0, 2], shift[..., 1, 2] = left, top
     cropped = resized[..., top : top + height, left : left + width].contiguous()
-    return cropped, replace(camera, K=camera.K - shift, height=height, width=width)
+    return cropped, _cover_camera(camera, height, width)
 
 
 def load_scene(

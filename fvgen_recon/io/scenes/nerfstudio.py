@@ -1,7 +1,9 @@
 """nerfstudio's `transforms.json`: OpenGL poses, shared or per-frame intrinsics."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,141 +14,216 @@ from fvgen_recon.io.file import read_json
 from fvgen_recon.io.image import image_size
 from fvgen_recon.io.ply import read_points
 from fvgen_recon.io.scenes.capture import Capture, Lens, Tracks
+from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg")
-_FISHEYE = {"OPENCV_FISHEYE", "EQUIDISTANT"}
-_KNOWN_MODELS = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", *_FISHEYE}
+_FISHEYE = {"OPENCV_FISHEYE"}
+_RATIONAL = {"FULL_OPENCV"}
+_BROWN = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"}
 
 
 def detect(folder: Path) -> bool:
     """Return whether the folder holds a `transforms.json` (or is one)."""
-    return _transforms_path(folder).is_file()
+    return transforms_path(folder).is_file()
 
 
-def _transforms_path(folder: Path) -> Path:
+def transforms_path(folder: Path) -> Path:
+    """Return the `transforms.json` of a scene folder, or the file itself where it is given."""
     return folder if folder.suffix == ".json" else folder / TRANSFORMS
 
 
-def load(folder: Path) -> Capture:
-    """Read a `transforms.json` scene.
+def load(folder: Path, cache: Path) -> Capture:
+    """Read a `transforms.json` scene; frames are sorted by file path, as nerfstudio does.
+
+    Args:
+        folder: Scene folder, or the JSON file.
+        cache: Not used.
 
     Raises:
         InputError: Frames, poses or intrinsics are missing or malformed.
     """
-    path = _transforms_path(folder)
-    meta = read_json(path)
-    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
-        raise InputError(f"{path} has no list of `frames`: it is not a transforms.json.")
-    rows = sorted(meta["frames"], key=lambda row: str(row.get("file_path", "")))
-    paths = [_image_path(path, row) for row in rows]
-    cameras = [_camera(path, meta, row, file) for row, file in zip(rows, paths, strict=True)]
-    points, tracks = _points(path.parent, meta, [str(row["file_path"]) for row in rows])
+    return read_transforms(folder, is_sorted=True, format_name="nerfstudio")
+
+
+def read_transforms(folder: Path, *, is_sorted: bool, format_name: str) -> Capture:
+    """Read a `transforms.json` scene.
+
+    Args:
+        folder: Scene folder, or the JSON file.
+        is_sorted: Sort frames by file path; else keep the order of the file.
+        format_name: Name of the format for the capture.
+
+    Raises:
+        InputError: Frames, poses or intrinsics are missing or malformed.
+    """
+    path = transforms_path(folder)
+    meta, rows = _read_meta(path)
+    order = list(range(len(rows)))
+    if is_sorted:
+        order.sort(key=lambda index: _name(rows[index], index))
+    names = tuple(_name(rows[index], index) for index in order)
+    paths = tuple(_photo(path.parent, name) for name in names)
+    frames = [{**meta, **rows[index]} for index in order]
+    default = _default_size(path, frames, paths)
+    places = [f"Frame {name} in {path}" for name in names]
+    points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
     return Capture(
-        names=tuple(str(row["file_path"]) for row in rows),
-        paths=tuple(paths),
-        cameras=tuple(cameras),
-        lenses=tuple(_lens(path, {**meta, **row}) for row in rows),
+        names=names,
+        paths=paths,
+        cameras=tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True)),
+        lenses=tuple(_lens(p, f) for p, f in zip(places, frames, strict=True)),
         points=points,
         tracks=tracks,
-        format="nerfstudio",
+        format=format_name,
         folder=path.parent,
     )
 
 
-def _image_path(path: Path, row: dict) -> Path:
-    if "file_path" not in row:
-        raise InputError(f"A frame in {path} has no `file_path`: every frame needs one.")
-    base = path.parent / str(row["file_path"])
-    for ending in _IMAGE_ENDINGS:
-        candidate = base.with_name(base.name + ending)
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"{path} names the image {row['file_path']}, which is not there.")
+def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the shared values and the frames."""
+    meta = read_json(path)
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
+        raise InputError(f"{path} has no list of `frames`: it is not a transforms.json.")
+    rows = meta.pop("frames")
+    if not rows:
+        raise InputError(f"No images are listed in {path}: a scene needs at least two frames.")
+    for row in rows:
+        if not isinstance(row, dict) or "file_path" not in row:
+            raise InputError(f"A frame in {path} has no `file_path`: every frame needs one.")
+    return meta, rows
 
 
-def _camera(path: Path, meta: dict, row: dict, file: Path) -> Cameras:
+def _name(row: Mapping[str, Any], index: int) -> str:
+    """Return a frame's file path; one whose path is null is a pose without a photo."""
+    return f"frame_{index:05d}" if row["file_path"] is None else str(row["file_path"])
+
+
+def _photo(folder: Path, name: str) -> Path:
+    """Return where a frame's photo is; endings may be left out of its path."""
+    base = folder / name
+    candidates = [base.with_name(base.name + ending) for ending in _IMAGE_ENDINGS]
+    return next((candidate for candidate in candidates if candidate.is_file()), base)
+
+
+def _default_size(
+    path: Path, frames: list[dict[str, Any]], paths: tuple[Path, ...]
+) -> tuple[int, int] | None:
+    """Return the size for frames that state none: that of the first photo whose header can be read.
+
+    Returns none where every frame states its own.
+    """
+    if all("h" in frame and "w" in frame for frame in frames):
+        return None
+    for photo in paths:
+        try:
+            return image_size(photo, is_upright=False)
+        except InputError:
+            continue
+    raise InputError(
+        f"{path} states no `w` and `h`, and none of its photos can be opened for them."
+    )
+
+
+def _number(place: str, values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = values.get(key, default)
+    if not isinstance(value, (int, float)):
+        raise InputError(f"{place} needs a number for `{key}`: {value!r} came.")
+    return float(value)
+
+
+def _camera(place: str, values: Mapping[str, Any], default: tuple[int, int] | None) -> Cameras:
     """Return the pinhole part of a frame's camera."""
+    if default is not None and not ("h" in values and "w" in values):
+        height, width = default
+    else:
+        height, width = (int(_number(place, values, key)) for key in ("h", "w"))
     try:
-        pose = np.array(row["transform_matrix"], dtype=np.float64)
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"Frame {row['file_path']} in {path} needs a 4x4 `transform_matrix` of numbers."
-        ) from error
-    if pose.shape not in {(4, 4), (3, 4)}:
-        raise InputError(f"Frame {row['file_path']} in {path} has a {pose.shape} pose, not 4x4.")
-    full = np.eye(4)
-    full[: pose.shape[0]] = pose
-    values = {**meta, **row}
-    height, width = (int(values[k]) if k in values else None for k in ("h", "w"))
-    if height is None or width is None:
-        height, width = image_size(file)
-    K = _intrinsics(path, values, height, width)
-    try:
-        c2w = opengl_to_opencv(torch.from_numpy(full).float())
-        return Cameras(c2w=c2w, K=K, height=height, width=width)
+        return Cameras(
+            c2w=opengl_to_opencv(torch.from_numpy(_pose(place, values)).float()),
+            K=_intrinsics(place, values, height, width),
+            height=height,
+            width=width,
+        )
     except InputError as error:
-        raise InputError(f"Frame {row['file_path']} in {path}: {error}") from error
+        raise InputError(f"{place}: {error}") from error
 
 
-def _intrinsics(path: Path, values: dict, height: int, width: int) -> torch.Tensor:
+def _pose(place: str, values: Mapping[str, Any]) -> np.ndarray:
+    """Return the 4x4 pose; its last row may be left out."""
+    try:
+        pose = np.array(values["transform_matrix"], dtype=np.float64)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{place} needs a 4x4 `transform_matrix` of numbers.") from error
+    if pose.shape not in {(4, 4), (3, 4)}:
+        raise InputError(f"{place} needs a 4x4 `transform_matrix`: shape {pose.shape} came.")
+    return np.concatenate([pose[:3], [[0.0, 0.0, 0.0, 1.0]]])
+
+
+def _intrinsics(place: str, values: Mapping[str, Any], height: int, width: int) -> torch.Tensor:
     """Return K from focal lengths or fields of view."""
     if "fl_x" in values:
-        fx = float(values["fl_x"])
-        fy = float(values.get("fl_y", fx))
+        fx = _number(place, values, "fl_x")
+        fy = _number(place, values, "fl_y", fx)
     elif "camera_angle_x" in values:
-        fx = 0.5 * width / math.tan(0.5 * float(values["camera_angle_x"]))
-        angle_y = values.get("camera_angle_y")
-        fy = fx if angle_y is None else 0.5 * height / math.tan(0.5 * float(angle_y))
+        fx = 0.5 * width / math.tan(0.5 * _number(place, values, "camera_angle_x"))
+        fy = fx
+        if "camera_angle_y" in values:
+            fy = 0.5 * height / math.tan(0.5 * _number(place, values, "camera_angle_y"))
     else:
         raise InputError(
-            f"{path} has no intrinsics: give `fl_x` (and `fl_y`, `cx`, `cy`) or `camera_angle_x`, "
+            f"{place} has no intrinsics: give `fl_x` (and `fl_y`, `cx`, `cy`) or `camera_angle_x`, "
             "for all frames or for each."
         )
-    cx, cy = float(values.get("cx", width / 2)), float(values.get("cy", height / 2))
+    cx = _number(place, values, "cx", width / 2)
+    cy = _number(place, values, "cy", height / 2)
     return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
-def _lens(path: Path, values: dict) -> Lens:
+def _lens(place: str, values: Mapping[str, Any]) -> Lens:
+    """Return the distortion of a frame, with nerfstudio's meaning of the keys.
+
+    Outside of FULL_OPENCV, nerfstudio's `k4` is a fourth radial term that OpenCV does not have.
+    """
     model = str(values.get("camera_model", "OPENCV")).upper()
-    if model not in _KNOWN_MODELS:
+    known = {*_FISHEYE, *_RATIONAL, *_BROWN}
+    if model not in known:
         raise InputError(
-            f"{path} has the camera model {model}; {', '.join(sorted(_KNOWN_MODELS))} can be read."
+            f"{place} has the camera model {model}, which is not a pinhole with a lens: "
+            f"{', '.join(sorted(known))} can be read."
         )
-    is_fisheye = model in _FISHEYE
-    keys = (
-        ("k1", "k2", "k3", "k4") if is_fisheye else ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
-    )
-    return Lens(
-        is_fisheye=is_fisheye, coefficients=tuple(float(values.get(key, 0.0)) for key in keys)
-    )
+    k = {
+        key: _number(place, values, key, 0.0)
+        for key in ("p1", "p2", *(f"k{i}" for i in range(1, 7)))
+    }
+    if "distortion_params" in values:
+        k.update(_distortion_params(place, values["distortion_params"]))
+    if model in _FISHEYE or values.get("is_fisheye") is True:
+        return Lens(is_fisheye=True, coefficients=(k["k1"], k["k2"], k["k3"], k["k4"]))
+    if model not in _RATIONAL and (k["k4"] or k["k5"] or k["k6"]):
+        raise InputError(
+            f"{place} has k4, k5 or k6 with the camera model {model}, which has none: if they are "
+            "OpenCV's rational terms set camera_model to FULL_OPENCV, else undistort the photos."
+        )
+    order = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+    return Lens(coefficients=tuple(k[key] for key in order))
 
 
-def _points(folder: Path, meta: dict, names: list[str]) -> tuple[PointCloud | None, Tracks | None]:
+def _distortion_params(place: str, values: Any) -> dict[str, float]:
+    """Return nerfstudio's list of six: k1 k2 k3 k4 p1 p2."""
+    if not isinstance(values, list) or len(values) != 6:
+        raise InputError(f"{place} needs six `distortion_params` (k1 k2 k3 k4 p1 p2): {values!r}.")
+    keys = ("k1", "k2", "k3", "k4", "p1", "p2")
+    return {key: _number(place, dict(zip(keys, values, strict=True)), key) for key in keys}
+
+
+def _points(
+    folder: Path, meta: Mapping[str, Any], frame_of: list[int]
+) -> tuple[PointCloud | None, Tracks | None]:
     """Read the scene's points, with tracks where a `tracks.npz` gives them."""
-    tracks_path = folder / "tracks.npz"
-    if tracks_path.is_file():
-        return _read_tracks(tracks_path, meta, names)
-    if "ply_file_path" not in meta:
+    if (folder / TRACKS).is_file():
+        return read_tracks(folder / TRACKS, frame_of)
+    if meta.get("ply_file_path") is None:
         return None, None
     return read_points(folder / str(meta["ply_file_path"])), None
-
-
-def _read_tracks(path: Path, meta: dict, names: list[str]) -> tuple[PointCloud, Tracks]:
-    """Read `xyz rgb obs_point obs_frame obs_uv`; frames count in the order of the JSON file."""
-    with np.load(path) as data:
-        xyz = torch.from_numpy(data["xyz"]).float()
-        rgb = torch.from_numpy(data["rgb"].astype(np.float32))
-        point = torch.from_numpy(data["obs_point"].astype(np.int64))
-        frame = torch.from_numpy(data["obs_frame"].astype(np.int64))
-        uv = torch.from_numpy(data["obs_uv"]).float()
-    order = [names.index(str(row["file_path"])) for row in meta["frames"]]
-    scale = 255.0 if float(rgb.max()) > 1 else 1.0
-    points = PointCloud(
-        xyz=xyz,
-        rgb=(rgb / scale).clamp(0, 1),
-        confidence=torch.ones(len(xyz)),
-        view=torch.full((len(xyz),), -1, dtype=torch.long),
-    )
-    return points, Tracks(point=point, frame=torch.tensor(order)[frame], uv=uv)

@@ -1,17 +1,24 @@
-"""A folder of plain photos: poses by structure from motion (pycolmap)."""
+"""A folder of plain photos: poses by structure from motion (COLMAP through pycolmap)."""
 
 import hashlib
 import logging
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.image import image_size, is_turned, read_image
 from fvgen_recon.io.scenes.capture import Capture
-from fvgen_recon.io.scenes.colmap import capture_from_reconstruction
+from fvgen_recon.io.scenes.colmap import capture_from_model, read_model
 
 _LOG = logging.getLogger(__name__)
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+_SEED = 0
 
 
 def detect(folder: Path) -> bool:
@@ -29,62 +36,148 @@ def _photos(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS)
 
 
-def load(folder: Path) -> Capture:
+def load(folder: Path, cache: Path) -> Capture:
     """Estimate poses of all photos in a folder and return them as a capture.
 
-    The model is kept in a cache folder under the system's temporary directory, keyed by names and
-    sizes of the files, so that a second call is quick. Every photo is opened here: a scene without
-    poses has no held-out views until they are known.
+    Every photo is opened for its pose: a scene without poses has no held-out views until they are
+    known. Photos that cannot be connected to the others are left out, with a warning.
+
+    Args:
+        folder: Folder of photos, or one with an `images` folder of them.
+        cache: Folder for the model, so that a second call is quick; nothing is written elsewhere.
 
     Raises:
-        InputError: There are fewer than two photos, or they cannot be connected.
+        InputError: A photo is damaged, there are fewer than two, or they cannot be connected.
     """
-    import pycolmap
-
     images = _photo_folder(folder)
     photos = _photos(images)
     if len(photos) < 2:
         raise InputError(
-            f"{len(photos)} photos were found in {images}: poses need at least two, better ten."
+            f"{len(photos)} photo(s) were found in {images}: poses need at least two, better ten."
         )
-    model = _cache_folder(photos)
+    model = cache / _key(photos)
     if not (model / "cameras.bin").is_file():
-        _reconstruct(pycolmap, images, photos, model)
-    return capture_from_reconstruction(
-        pycolmap.Reconstruction(str(model)), folder, images, "photos"
+        _reconstruct(photos, model)
+    return capture_from_model(
+        read_model(model), folder=folder, images=images, format_name="photos", is_upright=True
     )
 
 
-def _cache_folder(photos: list[Path]) -> Path:
-    digest = hashlib.sha256()
+def _key(photos: list[Path]) -> str:
+    """Return a name that changes with the photos and with the version that made the poses."""
+    import pycolmap
+
+    digest = hashlib.sha256(f"{pycolmap.__version__} {_SEED}".encode())
     for photo in photos:
-        digest.update(f"{photo.resolve()}:{photo.stat().st_size}:".encode())
-    return Path(tempfile.gettempdir()) / "fvgen_recon_sfm" / digest.hexdigest()[:24]
+        state = photo.stat()
+        digest.update(f"{photo.resolve()}:{state.st_size}:{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
 
 
-def _reconstruct(pycolmap: Any, images: Path, photos: list[Path], model: Path) -> None:
-    """Run features, matching and incremental mapping; keep the largest model."""
+def _reconstruct(photos: list[Path], model: Path) -> None:
+    """Estimate poses and keep the largest model; `model` appears whole or not at all."""
+    for photo in photos:
+        read_image(photo)
     model.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=model.parent) as work:
-        database = Path(work) / "database.db"
-        names = [photo.name for photo in photos]
-        _LOG.info("poses of %d photos: finding features", len(photos))
-        pycolmap.set_random_seed(0)
-        pycolmap.extract_features(
-            database, images, image_names=names, camera_mode=pycolmap.CameraMode.SINGLE
-        )
-        _LOG.info("poses of %d photos: matching", len(photos))
-        pycolmap.match_exhaustive(database)
-        _LOG.info("poses of %d photos: mapping", len(photos))
-        models = pycolmap.incremental_mapping(database, images, Path(work))
-        best = max(models.values(), key=lambda m: m.num_reg_images(), default=None)
+    with tempfile.TemporaryDirectory(dir=model.parent, prefix=".sfm-") as work, _quiet():
+        images = _upright_folder(photos, Path(work) / "upright")
+        best = _map_photos(images, [photo.name for photo in photos], Path(work))
         if best is None or best.num_reg_images() < 2:
             raise InputError(
-                f"The {len(photos)} photos in {images} could not be connected: take more photos "
-                "with more overlap, or bring poses (transforms.json or COLMAP)."
+                f"The {len(photos)} photos in {photos[0].parent} could not be connected: take more "
+                "photos with more overlap, or bring poses (transforms.json or COLMAP)."
             )
-        _LOG.info("poses found for %d of %d photos", best.num_reg_images(), len(photos))
+        _report(best, photos)
         finished = Path(work) / "finished"
         finished.mkdir()
         best.write(str(finished))
-        finished.rename(model)
+        if not model.is_dir():
+            finished.rename(model)
+
+
+def _upright_folder(photos: list[Path], copies: Path) -> Path:
+    """Return a folder of upright photos: the user's own, or copies where any lies on its side.
+
+    COLMAP reads stored pixels; what follows wants the world's up in the image's up.
+    """
+    if not any(is_turned(photo) for photo in photos):
+        return photos[0].parent
+    copies.mkdir()
+    for photo in photos:
+        with Image.open(photo) as image:
+            upright = ImageOps.exif_transpose(image)
+            upright.save(copies / photo.name, quality=95, exif=upright.getexif())
+    return copies
+
+
+def _map_photos(images: Path, names: list[str], work: Path) -> Any:
+    """Run features, matching and incremental mapping; return the largest model, or none.
+
+    Threads and seeds are fixed so that the same photos give the same poses.
+    """
+    import pycolmap
+
+    count, database = len(names), work / "database.db"
+    sizes = {image_size(images / name) for name in names}
+    mode = pycolmap.CameraMode.SINGLE if len(sizes) == 1 else pycolmap.CameraMode.AUTO
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.num_threads = 1
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = _SEED
+    mapping = pycolmap.IncrementalPipelineOptions()
+    mapping.random_seed, mapping.num_threads = _SEED, 1
+    pycolmap.set_random_seed(_SEED)
+    device = pycolmap.Device.cpu
+    with _stage(f"finding features in {count} photos (about a second each)"):
+        pycolmap.extract_features(
+            database, images, names, mode, extraction_options=extraction, device=device
+        )
+    with _stage(f"matching {count * (count - 1) // 2} pairs of photos"):
+        pycolmap.match_exhaustive(database, verification_options=verification, device=device)
+    with _stage(f"placing {count} photos"):
+        models = pycolmap.incremental_mapping(
+            database, images, work, mapping, next_image_callback=_counter(count)
+        )
+    return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
+
+
+def _counter(count: int) -> Any:
+    """Return a callback that says how many photos were placed, now and then."""
+    placed = [2]
+
+    def next_image() -> None:
+        placed[0] += 1
+        if placed[0] % 10 == 0:
+            _LOG.info("poses: %d of %d photos placed", placed[0], count)
+
+    return next_image
+
+
+@contextmanager
+def _stage(what: str) -> Iterator[None]:
+    _LOG.info("poses: %s", what)
+    start = time.monotonic()
+    yield
+    _LOG.info("poses: done in %.1f s", time.monotonic() - start)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep COLMAP's own log off the screen."""
+    import pycolmap
+
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
+
+
+def _report(model: Any, photos: list[Path]) -> None:
+    """Say how many photos have poses, and which have none."""
+    placed = {image.name for image in model.images.values() if image.has_pose}
+    lost = [photo.name for photo in photos if photo.name not in placed]
+    _LOG.info("poses: %d of %d photos have one", len(placed), len(photos))
+    if lost:
+        _LOG.warning("poses: left out, as they could not be connected: %s", ", ".join(lost))

@@ -1,13 +1,17 @@
 """Which frames are inputs; everything not chosen is held out."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json
 from fvgen_recon.io.scenes.capture import Capture
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +25,10 @@ class ViewSelection:
     names: tuple[str, ...] = ()
     """These frames, by name or by file name."""
     indices: tuple[int, ...] = ()
-    """These frames, by index in file-name order."""
+    """These frames, by index in the capture."""
     split: Path | None = None
-    """A `train_test_split_N.json` with `train_ids` and `test_ids`."""
+    """A `train_test_split_N.json` with `train_ids` and `test_ids`; a relative path may start at the
+    scene folder."""
     held_out: tuple[int, ...] = ()
     """Frames that `count` must not choose, by index; the rest of the unchosen are held out too."""
     seed: int = 0
@@ -37,8 +42,8 @@ class ViewSelection:
                 "Choose input views by one of count, names, indices or a split file, not by "
                 f"{ways} of them at once."
             )
-        if self.count is not None and self.count < 1:
-            raise InputError(f"At least one input view is needed: {self.count} were asked for.")
+        if self.count is not None and self.count < 2:
+            raise InputError(f"At least two input views are needed: {self.count} came.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,24 +59,59 @@ class ViewSplit:
 def select_views(capture: Capture, selection: ViewSelection) -> ViewSplit:
     """Choose the input views of a capture; all of them where the selection names none.
 
+    Frames without a photo are neither chosen nor held out.
+
     Raises:
-        InputError: A name or an id is unknown, or more views are asked for than there are.
+        InputError: A name or an id is unknown, a chosen frame has no photo, more views are asked
+            for than there are, or fewer than two come of it.
     """
-    total = len(capture)
-    test: tuple[int, ...] | None = None
+    with_photo = tuple(i for i in range(len(capture)) if capture.has_photo(i))
+    test = with_photo
     if selection.split is not None:
         chosen, test = _read_split(capture, selection.split)
     elif selection.names:
         chosen = tuple(_index_of(capture, name) for name in selection.names)
     elif selection.indices:
-        chosen = _checked(selection.indices, total, "The indices")
+        chosen = _checked(selection.indices, len(capture), "The indices")
     elif selection.count is not None:
-        chosen = _choose(capture, selection)
+        chosen = _choose(capture, selection, _free(capture, selection, with_photo))
     else:
-        chosen = tuple(i for i in range(total) if i not in set(selection.held_out))
+        chosen = _free(capture, selection, with_photo)
     inputs = tuple(sorted(set(chosen)))
-    rest = tuple(i for i in range(total) if i not in set(inputs))
-    return ViewSplit(inputs=inputs, held_out=rest if test is None else test)
+    _require_photos(capture, inputs)
+    return ViewSplit(inputs=inputs, held_out=_held_out(capture, inputs, test))
+
+
+def _require_photos(capture: Capture, inputs: tuple[int, ...]) -> None:
+    missing = [capture.paths[i] for i in inputs if not capture.has_photo(i)]
+    if missing:
+        raise InputError(f"The chosen photo {missing[0]} is not there: choose others or copy it.")
+    if len(inputs) < 2:
+        raise InputError(
+            f"At least two input views are needed: {len(inputs)} came from {capture.folder}."
+        )
+
+
+def _held_out(capture: Capture, inputs: tuple[int, ...], test: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the test frames that are no inputs and have a photo, and say how many have none."""
+    wanted = sorted(set(test) - set(inputs))
+    kept = tuple(i for i in wanted if capture.has_photo(i))
+    if len(kept) < len(wanted):
+        _LOG.warning(
+            "%d of %d held-out frames have no photo: they are not evaluated, and numbers differ "
+            "from those on all frames.",
+            len(wanted) - len(kept),
+            len(wanted),
+        )
+    return kept
+
+
+def _free(
+    capture: Capture, selection: ViewSelection, with_photo: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the frames that may be chosen."""
+    excluded = set(_checked(selection.held_out, len(capture), "The held-out indices"))
+    return tuple(i for i in with_photo if i not in excluded)
 
 
 def _checked(ids: tuple[int, ...], total: int, what: str) -> tuple[int, ...]:
@@ -90,27 +130,32 @@ def _index_of(capture: Capture, name: str) -> int:
 
 
 def _read_split(capture: Capture, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the training and the test frames of a split file."""
     file = path if path.is_absolute() or path.is_file() else capture.folder / path
     content = read_json(file)
-    if not isinstance(content, dict) or not {"train_ids", "test_ids"} <= set(content):
-        raise InputError(f"{file} needs `train_ids` and `test_ids`: it is not a view split.")
     train, test = (
-        _checked(tuple(int(i) for i in content[key]), len(capture), f"The {key} in {file}")
+        _checked(_ids(file, content, key), len(capture), f"The {key} of {file}")
         for key in ("train_ids", "test_ids")
     )
     overlap = sorted(set(train) & set(test))
     if overlap:
         raise InputError(f"{file} lists frame {overlap[0]} both for training and for testing.")
-    return train, tuple(sorted(test))
+    return train, test
 
 
-def _choose(capture: Capture, selection: ViewSelection) -> tuple[int, ...]:
-    excluded = set(_checked(selection.held_out, len(capture), "The held-out indices"))
-    free = [i for i in range(len(capture)) if i not in excluded]
+def _ids(file: Path, content: Any, key: str) -> tuple[int, ...]:
+    ids = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise InputError(f"{file} needs a list of whole numbers `{key}`: it is not a view split.")
+    return tuple(ids)
+
+
+def _choose(capture: Capture, selection: ViewSelection, free: tuple[int, ...]) -> tuple[int, ...]:
     count = selection.count or 0
     if count > len(free):
         raise InputError(
-            f"{count} input views were asked for and the scene has {len(free)} to choose from."
+            f"{count} input views were asked for and {capture.folder} has {len(free)} photos to "
+            "choose from."
         )
     if selection.evenly:
         places = torch.linspace(0, len(free) - 1, count).round().long().tolist()
@@ -118,16 +163,23 @@ def _choose(capture: Capture, selection: ViewSelection) -> tuple[int, ...]:
     return _farthest_points(capture, free, count, selection.seed)
 
 
-def _farthest_points(capture: Capture, free: list[int], count: int, seed: int) -> tuple[int, ...]:
-    """Choose views that cover positions and viewing directions."""
-    position = torch.stack([capture.cameras[i].position for i in free])
-    direction = torch.stack([capture.cameras[i].direction for i in free])
+def _farthest_points(
+    capture: Capture, free: tuple[int, ...], count: int, seed: int
+) -> tuple[int, ...]:
+    """Choose views that cover positions and viewing directions.
+
+    The distance is Euclidean over position (in units of the mean distance from the mean position,
+    so the world's scale does not matter) and unit viewing direction; the first view is drawn.
+    """
+    position = torch.stack([capture.cameras[i].position for i in free]).double()
+    direction = torch.stack([capture.cameras[i].direction for i in free]).double()
     spread = (position - position.mean(0)).norm(dim=-1).mean().clamp_min(1e-9)
-    feature = torch.cat([position / spread, direction], dim=-1).double()
+    feature = torch.cat([position / spread, direction], dim=-1)
     rng = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(free), (), generator=rng))]
     distance = torch.full((len(free),), torch.inf, dtype=torch.float64)
     while len(chosen) < count:
         distance = torch.minimum(distance, (feature - feature[chosen[-1]]).norm(dim=-1))
+        distance[chosen] = -1.0
         chosen.append(int(distance.argmax()))
     return tuple(free[i] for i in chosen)

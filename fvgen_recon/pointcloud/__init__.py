@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.pointcloud.dataset import DatasetPoints
+from fvgen_recon.pointcloud.dust3r import Dust3r
 from fvgen_recon.pointcloud.frustum import RandomPoints
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 
 ESTIMATORS: dict[str, Callable[[], PointCloudEstimator]] = {
     "plane-sweep": PlaneSweep,
     "dataset": DatasetPoints,
+    "dust3r": Dust3r,
     "random": RandomPoints,
 }
 """Point-cloud sources by the name a user chooses; calling one gives its default settings."""

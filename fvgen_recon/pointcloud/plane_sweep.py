@@ -14,7 +14,8 @@ from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
 from fvgen_recon.pointcloud.fill import spread_guided
 from fvgen_recon.pointcloud.neighbour import best_sources
-from fvgen_recon.pointcloud.sweep import match_scores, relate_views
+from fvgen_recon.pointcloud.refine import base_surface, offset_hypotheses
+from fvgen_recon.pointcloud.sweep import ViewPairs, match_scores, relate_views
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _FILLED_CONFIDENCE = 0.49
@@ -36,8 +37,14 @@ class PlaneSweep:
     """Sides of the correlation windows in working pixels."""
     small_penalty: float = 0.1
     """Price of a depth change by one plane between neighbouring pixels."""
-    large_penalty: float = 0.8
+    large_penalty: float = 1.6
     """Price of any larger depth change where the colour stays the same."""
+    num_rounds: int = 2
+    """Further sweeps along the surface found."""
+    num_offsets: int = 17
+    """Hypotheses of a further sweep."""
+    shrink: float = 0.5
+    """Spacing of each further sweep over that of the one before."""
     coarse_side: int = 112
     """Longer side of the images in which the depth range is sought."""
 
@@ -77,18 +84,34 @@ class PlaneSweep:
     ) -> tuple[Float[Tensor, "V H W"], Evidence]:
         """Return inverse depths with what speaks for them."""
         middle = plane_depths(span, 5)[:, 1:4, 0, 0]
-        sources = best_sources(cameras, middle, self.num_sources)
+        pairs = relate_views(cameras, best_sources(cameras, middle, self.num_sources))
+        step = (span[:, 1] - span[:, 0]) / (self.num_planes - 1)
         planes = plane_depths(span, self.num_planes)
-        pairs = relate_views(cameras, sources)
+        inverse_depth, evidence = self._sweep(images, cameras, pairs, planes)
+        for i in range(self.num_rounds):
+            surface = base_surface(inverse_depth, estimate_confidence(evidence), images)
+            near = offset_hypotheses(surface, step * self.shrink ** (i + 1), self.num_offsets)
+            inverse_depth, evidence = self._sweep(images, cameras, pairs, near)
+            inverse_depth = torch.maximum(inverse_depth, 0.5 * span[:, :1, None])
+        return inverse_depth, evidence
+
+    def _sweep(
+        self,
+        images: Float[Tensor, "V 3 H W"],
+        cameras: Cameras,
+        pairs: ViewPairs,
+        hypotheses: Float[Tensor, "V D H2 W2"],
+    ) -> tuple[Float[Tensor, "V H W"], Evidence]:
+        """Match and aggregate the hypotheses, evenly spaced for each pixel, and pick the best."""
         scores = match_scores(
-            images.mean(dim=1), pairs, planes, windows=self.windows, best=self.best
+            images.mean(dim=1), pairs, hypotheses, windows=self.windows, best=self.best
         )
         total = aggregate_cost(
             1 - scores, images, small=self.small_penalty, large=self.large_penalty
         )
         label, clarity = pick_label(total)
-        step = (span[:, 1] - span[:, 0])[:, None, None] / (self.num_planes - 1)
-        inverse_depth = span[:, :1, None] + label * step
+        spacing = hypotheses[:, 1] - hypotheses[:, 0]
+        inverse_depth = hypotheses[:, 0] + label * spacing
         evidence = Evidence(
             score=scores.gather(1, label.round().long()[:, None])[:, 0],
             clarity=clarity,

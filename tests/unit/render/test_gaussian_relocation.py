@@ -51,7 +51,9 @@ def test_together_they_look_like_the_one(count: int) -> None:
     density = torch.exp(-0.5 * (x / new_scales[:, :1]) ** 2)
     blended = 1 - (1 - new_opacities[:, None] * density) ** count
     integral = torch.trapezoid(blended, x)
-    assert_close(integral, opacities * 1.5 * math.sqrt(2 * math.pi), rtol=1e-6, atol=1e-8)
+    # The alternating sum of equation 9 loses digits where both count and opacity are large.
+    expected = opacities * 1.5 * math.sqrt(2 * math.pi)
+    assert_close(integral, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_counts_are_held_within_the_table_and_limits_are_finite() -> None:

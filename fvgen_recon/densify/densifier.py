@@ -99,6 +99,7 @@ class Densifier:
         round_index: int = 0,
         splat: SplatRenderer | None = None,
         generator: VideoGenerator | None = None,
+        points: PointCloud | None = None,
     ) -> Densified:
         """Generate the clips of one round.
 
@@ -108,6 +109,7 @@ class Densifier:
             round_index: Number of this round, from 0.
             splat: Renders the current Gaussians; where they are opaque they replace the points.
             generator: An already loaded generator; by default the config's own is loaded.
+            points: The point cloud of these views where it is known already.
 
         Raises:
             InputError: The views are too few, do not overlap or do not suit the generator.
@@ -119,7 +121,9 @@ class Densifier:
             camera.height, camera.width, self.config.long_side, generator.size_multiple
         )
         scene = fit_scene(scene, height, width)
-        points = clock.time("points", lambda: ESTIMATORS[self.config.estimator]().estimate(scene))
+        if points is None:
+            estimator = ESTIMATORS[self.config.estimator]()
+            points = clock.time("points", lambda: estimator.estimate(scene))
         trusted = points[points.confidence >= self.config.min_confidence]
         plan = clock.time(
             "plan",

@@ -24,8 +24,8 @@ def allow_numpy_scalars() -> None:
     serialization = torch.serialization
     if "add_safe_globals" not in dir(serialization):
         return
-    scalar_type = np.float64(0.0).__reduce__()[0]
-    serialization.add_safe_globals([scalar_type, np.dtype, type(np.dtype(np.float64))])
+    rebuild: Any = np.float64(0.0).__reduce__()[0]
+    serialization.add_safe_globals([rebuild, np.dtype, type(np.dtype(np.float64))])
 
 
 def plain_numbers(state: Any) -> Any:

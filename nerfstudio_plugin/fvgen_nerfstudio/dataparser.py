@@ -117,7 +117,9 @@ class FvgenDataParser(DataParser):
         from fvgen_nerfstudio.gaussian import thin_cloud
 
         cloud = self.points
-        trusted = cloud[cloud.confidence >= self.config.min_confidence]
+        # Random points claim no confidence at all, and whoever asks for them wants them.
+        least = 0.0 if self.config.estimator == "random" else self.config.min_confidence
+        trusted = cloud[cloud.confidence >= least]
         if len(trusted) < 10:
             raise InputError(
                 f"Only {len(trusted)} points could be trusted among {len(cloud)}: the input views "

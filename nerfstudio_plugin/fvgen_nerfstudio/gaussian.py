@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from fvgen_nerfstudio.strategy import StrategyState
@@ -22,7 +22,7 @@ def neighbour_distance(xyz: Tensor) -> Tensor:
     num_neighbours = min(_NUM_NEIGHBOURS, len(points) - 1)
     if num_neighbours < 1:
         return torch.full((len(points),), 1e-2)
-    distance, _ = cKDTree(points).query(points, k=num_neighbours + 1)
+    distance, _ = KDTree(points).query(points, k=num_neighbours + 1)
     mean = np.asarray(distance)[:, 1:].mean(axis=1).astype(np.float32)
     return torch.from_numpy(mean).clamp_min(_MIN_SPACING)
 

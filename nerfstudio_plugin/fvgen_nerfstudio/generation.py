@@ -9,7 +9,7 @@ from fvgen_nerfstudio.rounds import DensifySettings, lift_unseen
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.densify.densifier import Densified, Densifier, DensifyConfig, SplatRender
 from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GeneratorConfig
-from fvgen_recon.types import Cameras, Scene
+from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _MAX_ADDED = 20_000
 
@@ -35,21 +35,35 @@ def make_config(settings: DensifySettings, estimator: str, device: str) -> Densi
 
 
 def run_round(
-    config: DensifyConfig, scene: Scene, bank: Bank, index: int, model: FvgenModel
+    config: DensifyConfig,
+    scene: Scene,
+    points: PointCloud,
+    bank: Bank,
+    index: int,
+    model: FvgenModel,
 ) -> Densified:
     """Generate one round into the bank; the generator is gone when this returns.
 
     From the second round on, renders of the current Gaussians condition the generator.
+
+    Args:
+        config: The front half's configuration.
+        scene: The input views in the splat's frame.
+        points: Their point cloud.
+        bank: Where the frames are kept.
+        index: Number of the round, from 0.
+        model: The splat.
     """
+    device = model.device
 
     @torch.no_grad()
     def render(cameras: Cameras) -> SplatRender:
         frames, alpha, depth = model.render_black(cameras)
-        device = scene.images.device
-        return SplatRender(frames=frames.to(device), alpha=alpha.to(device), depth=depth.to(device))
+        return SplatRender(frames=frames, alpha=alpha, depth=depth)
 
     outcome = Densifier(config).run(
-        scene.to(model.device),
+        scene.to(device),
+        points=points.to(device),
         bank=bank,
         round_index=index,
         splat=render if index > 0 else None,

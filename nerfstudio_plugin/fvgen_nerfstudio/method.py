@@ -1,6 +1,6 @@
 """The methods: splatfacto's recipe with this project's sizes, views and pipeline."""
 
-from typing import Any
+from typing import Any, Literal
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -75,7 +75,7 @@ def _pipeline(recipe: SplatRecipe) -> FvgenPipelineConfig:
     )
 
 
-def _trainer(name: str, recipe: SplatRecipe, device: str) -> FvgenTrainerConfig:
+def _trainer(name: str, recipe: SplatRecipe, device: Literal["cpu", "cuda"]) -> FvgenTrainerConfig:
     """Return a complete training configuration.
 
     Nothing is evaluated during training unless a user asks for it, because evaluation opens

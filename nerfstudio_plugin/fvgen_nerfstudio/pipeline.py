@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.engine.callbacks import (
@@ -12,18 +12,34 @@ from nerfstudio.engine.callbacks import (
     TrainingCallbackAttributes,
     TrainingCallbackLocation,
 )
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
+from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError
 
 BANK_FOLDER = "bank"
+
+
+@runtime_checkable
+class RunTrainer(Protocol):
+    """What the pipeline asks of its trainer."""
+
+    config: TrainerConfig
+    """Holds the number of steps."""
+    base_dir: Path
+    """The run folder."""
+
+    def resumed_run(self) -> Path | None:
+        """Return the folder of the run that is resumed, or none."""
+        ...
 
 
 @dataclass
@@ -38,6 +54,8 @@ class FvgenPipelineConfig(VanillaPipelineConfig):
 
     def setup(self, **kwargs: Any) -> "FvgenPipeline":
         """Create the pipeline; a user's mistake ends with one sentence."""
+        if kwargs.get("test_mode", "val") != "val":
+            lend_ffmpeg()
         with one_sentence():
             return super().setup(**kwargs)
 
@@ -64,23 +82,24 @@ class FvgenPipeline(VanillaPipeline):
     ) -> list[TrainingCallback]:
         """Add the rounds in front of the model's own callbacks."""
         trainer = training_callback_attributes.trainer
-        assert trainer is not None, "Rounds need to know the run's length and folder."
+        assert isinstance(trainer, RunTrainer), "Rounds need the run's length and folders."
         self.num_steps = trainer.config.max_num_iterations
         self.datamanager.num_steps = self.num_steps
-        self.open_bank(trainer.base_dir / BANK_FOLDER, resumed_from=trainer.config.load_dir)
+        if self.config.densify.takes_part():
+            self.open_bank(trainer.base_dir / BANK_FOLDER, trainer.resumed_run())
         callbacks = super().get_training_callbacks(training_callback_attributes)
         before = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
         # The model's own callback must run first: it hands over the optimizers.
         return [*callbacks, TrainingCallback(before, self.run_due_round)]
 
-    def open_bank(self, folder: Path, resumed_from: Path | None) -> None:
-        """Open the run's bank; take over that of the run that is resumed, or the user's own."""
+    def open_bank(self, folder: Path, resumed_run: Path | None) -> None:
+        """Open the run's bank; take over the user's own, or that of the run that is resumed."""
         settings = self.config.densify
         source = settings.bank
         if source is not None and not len(Bank(source)):
             raise InputError(f"There is no bank with frames in {source}: name another folder.")
-        if source is None and resumed_from is not None:
-            source = resumed_from.resolve().parent / BANK_FOLDER
+        if source is None and resumed_run is not None:
+            source = resumed_run / BANK_FOLDER
         if source is not None and source.is_dir() and not folder.exists():
             _copy_folder(source, folder)
         bank = Bank(folder)
@@ -103,7 +122,7 @@ class FvgenPipeline(VanillaPipeline):
         assert bank is not None, "A round needs a bank to write to."
         CONSOLE.log(f"Generating views, round {index + 1} of {len(settings.rounds)}.")
         config = make_config(settings, data.config.dataparser.estimator, str(self.device))
-        outcome = run_round(config, data.scene, bank, index, self.model)
+        outcome = run_round(config, data.scene, data.dataparser.points, bank, index, self.model)
         if settings.add_points:
             CONSOLE.log(f"{add_gaussians(outcome, self.model)} Gaussians added.")
         data.use_bank(bank, settings.use_rounds)

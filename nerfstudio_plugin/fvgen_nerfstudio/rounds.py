@@ -45,9 +45,13 @@ class DensifySettings:
     """Whether Gaussians are added after a round where clips see trusted points and the splat does
     not."""
 
+    def takes_part(self) -> bool:
+        """Return whether generated views are trained on at all."""
+        return self.generator != "none" or self.bank is not None
+
     def active_rounds(self) -> tuple[float, ...]:
         """Return the rounds that are to be generated: none from a finished bank or with `none`."""
-        return () if self.generator == "none" or self.bank is not None else self.rounds
+        return self.rounds if self.takes_part() and self.bank is None else ()
 
 
 def check_rounds(rounds: tuple[float, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from nerfstudio.engine.optimizers import Optimizers
@@ -15,6 +15,7 @@ from fvgen_nerfstudio.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import FvgenPipeline
 from fvgen_recon.errors import InputError
@@ -30,8 +31,9 @@ class FvgenTrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Apply aliases and choose the device; the file is written once the data are known good."""
-        if self.views is not None:
-            self.pipeline.datamanager.dataparser.views = self.views
+        data = self.pipeline.datamanager
+        if self.views is not None and isinstance(data, FvgenDatamanagerConfig):
+            data.dataparser.views = self.views
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             CONSOLE.print("There is no CUDA device: training on the CPU.")
             self.machine.device_type = "cpu"
@@ -46,10 +48,13 @@ class FvgenTrainer(Trainer):
 
     config: FvgenTrainerConfig
     pipeline: FvgenPipeline
+    _resumed: dict[str, Any] | None = None
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up the pipeline, then the run folder; a user's mistake ends with one sentence."""
         with one_sentence():
+            path = self._checkpoint_to_load()
+            self._resumed = None if path is None else read_checkpoint(path)
             super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
@@ -92,10 +97,9 @@ class FvgenTrainer(Trainer):
                     other.unlink()
 
     def _load_checkpoint(self) -> None:
-        path = self._checkpoint_to_load()
-        if path is None:
+        state, self._resumed = self._resumed, None
+        if state is None:
             return
-        state = read_checkpoint(path)
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         self.optimizers.load_optimizers(state["optimizers"])
@@ -106,7 +110,12 @@ class FvgenTrainer(Trainer):
         for key, value in state.get(EXTRA_KEY, {}).get("strategy_state", {}).items():
             is_tensor = isinstance(value, torch.Tensor)
             model.strategy_state[key] = value.to(model.device) if is_tensor else value
-        CONSOLE.print(f"Resuming after step {state['step']} from {path}")
+        CONSOLE.print(f"Resuming after step {state['step']} from {self._checkpoint_to_load()}")
+
+    def resumed_run(self) -> Path | None:
+        """Return the folder of the run that is resumed, or none."""
+        path = self._checkpoint_to_load()
+        return None if path is None else path.resolve().parent.parent
 
     def _checkpoint_to_load(self) -> Path | None:
         """Return the checkpoint that the command line names, or none."""

@@ -1,0 +1,37 @@
+"""Runs nerfstudio's own entry points, one after another, in one process.
+
+Called as a script with a JSON list of commands, each a list of words: the tool's name as on the
+command line and its arguments. Importing nerfstudio costs ten seconds; commands share it.
+"""
+
+import json
+import sys
+from importlib import import_module
+
+ENTRY_POINTS = {
+    "ns-train": "nerfstudio.scripts.train",
+    "ns-eval": "nerfstudio.scripts.eval",
+    "ns-render": "nerfstudio.scripts.render",
+    "ns-export": "nerfstudio.scripts.exporter",
+    "ns-viewer": "nerfstudio.scripts.viewer.run_viewer",
+    "fvgen-export": "fvgen_nerfstudio.export",
+}
+
+
+def run(command: list[str]) -> int:
+    """Run one command and return its exit code."""
+    sys.argv = command
+    module = import_module(ENTRY_POINTS[command[0]])
+    entry = module.main if command[0] == "fvgen-export" else module.entrypoint
+    try:
+        entry()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    for words in json.loads(sys.argv[1]):
+        code = run(words)
+        if code:
+            sys.exit(code)

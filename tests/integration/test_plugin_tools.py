@@ -1,0 +1,307 @@
+"""ns-train, ns-eval, ns-render, ns-export and ns-viewer on the CPU, after one short real run."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fvgen_recon.densify.bank import Bank
+from fvgen_recon.io.image import read_image
+from fvgen_recon.io.ply import read_points
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVER = Path(__file__).with_name("plugin_driver.py")
+NUM_STEPS, NUM_MORE = 30, 6
+TIMEOUT = 400
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    scene: Path
+    folder: Path
+    log: str
+
+    @property
+    def config(self) -> str:
+        return str(self.folder / "config.yml")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "nerfstudio_models"
+
+
+def _call(*commands: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run commands in one fresh process, without a network and without a display."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(cwd / "no-cache")}
+    result = subprocess.run(
+        [sys.executable, str(DRIVER), json.dumps(commands)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if check and result.returncode != 0:
+        raise AssertionError(f"{commands} failed:\n{result.stdout[-3000:]}{result.stderr[-5000:]}")
+    return result
+
+
+def _train(scene: Path, output: Path, stamp: str, num_steps: int, *more: str) -> list[str]:
+    return [
+        "ns-train", "fvgen-splat-cpu", "--data", str(scene), "--views", "5",
+        "--output-dir", str(output), "--timestamp", stamp, "--vis", "tensorboard",
+        "--max-num-iterations", str(num_steps),
+        "--pipeline.datamanager.dataparser.long-side", "96",
+        "--pipeline.datamanager.dataparser.estimator-long-side", "96",
+        "--pipeline.datamanager.dataparser.num-points", "600",
+        "--pipeline.densify.long-side", "96", "--pipeline.densify.num-frames", "4", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train for a few steps, with every held-out photo made unreadable."""
+    base = tmp_path_factory.mktemp("plugin")
+    scene = base / "room"
+    shutil.copytree(ROOT / "examples" / "room", scene)
+    photos = {path: path.read_bytes() for path in sorted((scene / "images").iterdir())}
+    inputs = _input_photos(scene)
+    for path in photos:
+        if path.name not in inputs:
+            path.write_bytes(b"held out")
+    result = _call(_train(scene, base / "out", "first", NUM_STEPS), cwd=base)
+    for path, content in photos.items():
+        path.write_bytes(content)
+    return Run(scene, base / "out" / "room" / "fvgen-splat-cpu" / "first", result.stdout)
+
+
+def _input_photos(scene: Path) -> set[str]:
+    from fvgen_recon.io.scenes import ViewSelection, load_capture, select_views
+
+    capture = load_capture(scene)
+    return {
+        Path(capture.names[i]).name for i in select_views(capture, ViewSelection(count=5)).inputs
+    }
+
+
+def test_training_opens_no_held_out_photo_and_leaves_a_whole_run(run: Run) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"config.yml", "dataparser_transforms.json", "nerfstudio_models", "bank"} <= names
+    assert [p.name for p in run.checkpoints.iterdir()] == [f"step-{NUM_STEPS - 1:09d}.ckpt"]
+
+
+def test_the_bank_is_in_the_run_folder_with_its_provenance(run: Run) -> None:
+    bank = Bank(run.folder / "bank")
+    assert len(bank) > 0
+    assert {entry.origin.generator for entry in bank.entries} == {"render"}
+    assert bank.num_rounds == 1
+
+
+def test_the_checkpoint_loads_without_pickled_code(run: Run) -> None:
+    state = torch.load(next(run.checkpoints.iterdir()), weights_only=True)
+    assert state["step"] == NUM_STEPS - 1
+    assert not any("lpips" in key or "generator" in key for key in state["pipeline"])
+    assert set(state["fvgen"]["strategy_state"]) >= {"grad2d", "count", "radii"}
+
+
+def test_resumed_training_really_continues(run: Run) -> None:
+    output = run.scene.parent / "resumed"
+    more = ["--load-dir", str(run.checkpoints)]
+    _call(_train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more), cwd=run.scene.parent)
+    folder = output / "room" / "fvgen-splat-cpu" / "second"
+    (path,) = (folder / "nerfstudio_models").iterdir()
+    assert path.name == f"step-{NUM_STEPS + NUM_MORE - 1:09d}.ckpt"
+    old = torch.load(next(run.checkpoints.iterdir()), weights_only=True)
+    new = torch.load(path, weights_only=True)
+    for name in ("means", "scales", "quats", "features_dc", "opacities"):
+        key = f"_model.gauss_params.{name}"
+        assert old["pipeline"][key].shape == new["pipeline"][key].shape
+        assert not torch.equal(old["pipeline"][key], new["pipeline"][key]), name
+        (before,), (after,) = (s["optimizers"][name]["state"].values() for s in (old, new))
+        assert float(before["step"]) == NUM_STEPS
+        assert float(after["step"]) == NUM_STEPS + NUM_MORE
+    count = [s["fvgen"]["strategy_state"]["count"].sum() for s in (old, new)]
+    assert count[1] > count[0] > 0
+    rates = [s["schedulers"]["means"]["last_epoch"] for s in (old, new)]
+    assert rates == [NUM_STEPS, NUM_STEPS + NUM_MORE]
+    assert len(Bank(folder / "bank")) == len(Bank(run.folder / "bank"))
+
+
+@pytest.fixture(scope="module")
+def products(run: Run) -> Path:
+    """Run ns-eval and every ns-render command on the run."""
+    out = run.scene.parent / "products"
+    out.mkdir()
+    (out / "path.json").write_text(json.dumps(_camera_path()))
+    shared = ["--load-config", run.config]
+    _call(
+        ["ns-eval", *shared, "--output-path", str(out / "eval.json")],
+        ["ns-render", "dataset", *shared, "--split", "train+test",
+         "--output-path", str(out / "set")],
+        ["ns-render", "interpolate", *shared, "--output-path", str(out / "between.mp4"),
+         "--interpolation-steps", "2"],
+        ["ns-render", "camera-path", *shared, "--output-path", str(out / "path.mp4"),
+         "--camera-path-filename", str(out / "path.json")],
+        cwd=run.scene.parent,
+    )  # fmt: skip
+    return out
+
+
+def _camera_path() -> dict:
+    """Return what the viewer writes for a path of three key frames."""
+    poses = []
+    for shift in (-0.1, 0.0, 0.1):
+        matrix = torch.eye(4)
+        matrix[0, 3] = shift
+        poses.append({"camera_to_world": matrix.flatten().tolist(), "fov": 60.0, "aspect": 1.5})
+    return {
+        "camera_type": "perspective",
+        "render_height": 64,
+        "render_width": 96,
+        "camera_path": poses,
+        "fps": 3,
+        "seconds": 1.0,
+    }
+
+
+def test_ns_eval_measures_the_held_out_views(products: Path) -> None:
+    results = json.loads((products / "eval.json").read_text())["results"]
+    assert 8 < results["psnr"] < 60
+    assert 0 < results["ssim"] <= 1
+    assert "lpips" not in results
+
+
+def test_ns_render_dataset_renders_both_splits_beside_the_truth(products: Path) -> None:
+    counts = {
+        split: len(list((products / "set" / split / "rgb").iterdir()))
+        for split in ("train", "test")
+    }
+    assert counts == {"train": 5, "test": 20}
+    for kind in ("rgb", "gt-rgb", "depth", "accumulation"):
+        image = read_image(next((products / "set" / "test" / kind).iterdir()))
+        assert image.shape[-1] == 96
+
+
+@pytest.mark.parametrize("name", ["between.mp4", "path.mp4"])
+def test_ns_render_makes_videos(products: Path, name: str) -> None:
+    assert (products / name).stat().st_size > 500
+
+
+def test_the_splat_is_exported(run: Run) -> None:
+    out = run.scene.parent / "exported"
+    arguments = ["gaussian-splat", "--load-config", run.config, "--output-dir", str(out)]
+    _call(["fvgen-export", *arguments], cwd=run.scene.parent)
+    cloud = read_points(out / "splat.ply")
+    state = torch.load(next(run.checkpoints.iterdir()), weights_only=True)
+    opacity = state["pipeline"]["_model.gauss_params.opacities"]
+    assert len(cloud) == int((opacity >= -5.5373).sum())
+
+
+def test_stock_ns_export_works_where_open3d_does(run: Run) -> None:
+    probe = subprocess.run(
+        [sys.executable, "-c", "import open3d"], check=False, capture_output=True
+    )
+    if probe.returncode != 0:
+        pytest.skip("open3d cannot be imported here: it needs system libraries such as libusb")
+    out = run.scene.parent / "exported-by-stock"
+    arguments = ["gaussian-splat", "--load-config", run.config, "--output-dir", str(out)]
+    _call(["ns-export", *arguments], cwd=run.scene.parent)
+    assert len(read_points(out / "splat.ply")) > 0
+
+
+@pytest.fixture
+def viewer(run: Run) -> Iterator[int]:
+    """Start ns-viewer and give its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["ns-viewer", "--load-config", run.config, "--viewer.websocket-port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, str(DRIVER), json.dumps([command])],
+        cwd=run.scene.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield port
+    process.terminate()
+    process.wait(timeout=30)
+
+
+def test_ns_viewer_loads_and_serves(viewer: int) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{viewer}/", timeout=5) as page:
+                assert page.status == 200
+                assert b"<html" in page.read().lower()
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("The viewer did not answer within three minutes.")
+
+
+@pytest.fixture(scope="module")
+def broken(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the scene with one truncated input photo."""
+    scene = tmp_path_factory.mktemp("broken") / "room"
+    shutil.copytree(run.scene, scene)
+    victim = scene / "images" / sorted(_input_photos(scene))[0]
+    victim.write_bytes(victim.read_bytes()[:2000])
+    return scene
+
+
+def test_bad_data_end_with_one_sentence_and_leave_nothing(broken: Path) -> None:
+    output = broken.parent / "out"
+    result = _call(_train(broken, output, "bad", 5), cwd=broken.parent, check=False)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "truncated" in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
+
+
+def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "step-000000003.ckpt").write_bytes(b"nothing of the kind")
+    command = _train(run.scene, tmp_path / "out", "bad", 5, "--load-dir", str(tmp_path))
+    result = _call(command, cwd=tmp_path, check=False)
+    assert result.returncode == 2
+    assert "not a checkpoint" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+_COST = """
+import importlib.metadata as metadata, time
+known = metadata.entry_points
+def without_ours(**query):
+    return metadata.EntryPoints(p for p in known(**query) if "fvgen" not in p.value)
+metadata.entry_points = without_ours
+import nerfstudio.scripts.train
+start = time.process_time()
+import fvgen_nerfstudio.config as ours
+for name in ("fvgen_data", "fvgen_splat", "fvgen_splat_cpu"):
+    assert type(getattr(ours, name)).__name__ != "Unavailable", getattr(ours, name)
+print("seconds", time.process_time() - start)
+"""
+
+
+def test_the_entry_points_cost_less_than_a_second() -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _COST], capture_output=True, text=True, check=True
+    )
+    assert float(result.stdout.split("seconds")[-1]) < 1.0

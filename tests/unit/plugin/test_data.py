@@ -1,0 +1,208 @@
+"""Views and batches: what is opened, in which frame, and what is drawn when."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from factories import make_cameras, make_scene
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+
+from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
+from fvgen_nerfstudio.dataparser import FvgenDataParserConfig, distortion
+from fvgen_nerfstudio.source import fit_similarity
+from fvgen_recon.densify.bank import Bank, Origin
+from fvgen_recon.errors import InputError
+from fvgen_recon.geometry.conventions import opengl_to_opencv
+from fvgen_recon.geometry.projection import project_points
+from fvgen_recon.io.image import write_image
+from fvgen_recon.io.scenes import Lens, write_transforms
+from fvgen_recon.types import Clip, Guidance
+
+NUM_VIEWS = 5
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    scene = make_scene(NUM_VIEWS)
+    names = tuple(f"images/{name}" for name in scene.names)
+    for name, image in zip(names, scene.images, strict=True):
+        write_image(tmp_path / name, image)
+    write_transforms(tmp_path, scene.cameras, names)
+    return tmp_path
+
+
+def _datamanager(folder: Path, test_mode="val", **options) -> FvgenDatamanager:
+    parser = FvgenDataParserConfig(data=folder, estimator="random", num_points=50, **options)
+    return FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode=test_mode)
+
+
+def _fill_bank(folder: Path, rounds: int = 1) -> Bank:
+    bank = Bank(folder)
+    for index in range(rounds):
+        guidance = Guidance(
+            frames=torch.rand(3, 3, 16, 24),
+            mask=torch.ones(3, 1, 16, 24, dtype=torch.bool),
+            depth=torch.ones(3, 1, 16, 24),
+            layers=torch.zeros(0, 3, 3, 16, 24),
+            layer_masks=torch.zeros(0, 3, 1, 16, 24, dtype=torch.bool),
+            anchors=(),
+            reference=torch.zeros(3, 16, 24),
+        )
+        clip = Clip(
+            frames=guidance.frames,
+            cameras=make_cameras(3, 16, 24),
+            guidance=guidance,
+            confidence=torch.full((3, 1, 16, 24), 0.5),
+        )
+        origin = Origin(
+            generator="render",
+            weights_hash="",
+            num_steps=0,
+            seed=0,
+            round=index,
+            trajectory=0,
+            guidance_hash=str(index),
+        )
+        bank.add_clip(clip, origin)
+    return bank
+
+
+def test_it_is_the_config_that_ns_render_asks_for():
+    assert issubclass(FvgenDatamanagerConfig, FullImageDatamanagerConfig)
+
+
+def test_held_out_files_are_opened_by_evaluation_alone(folder):
+    parser = FvgenDataParserConfig(data=folder, estimator="random", views=3, num_points=50)
+    data = FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+    held_out = data.dataparser.source.split.held_out
+    assert len(held_out) == 2
+    for view in held_out:
+        data.dataparser.source.capture.paths[view].write_bytes(b"garbage")
+    data = FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+    for step in range(6):
+        data.next_train(step)
+    assert len(data.train_dataset) == 3
+    with pytest.raises(InputError, match="cannot be read"):
+        data.next_eval_image(0)
+
+
+def test_photos_and_cameras_fit_together(folder):
+    data = _datamanager(folder)
+    camera, batch = data.next_train(0)
+    view = camera.metadata["cam_idx"]
+    photo = make_scene(NUM_VIEWS).images[view].permute(1, 2, 0)
+    torch.testing.assert_close(batch["image"] / 255, photo, atol=0.003, rtol=0)
+    assert batch["is_generated"] is False
+    moved = data.dataparser.source.similarity.cameras(make_cameras(NUM_VIEWS))
+    expected = opengl_to_opencv(moved.c2w)[view, :3]
+    torch.testing.assert_close(camera.camera_to_worlds[0], expected, atol=1e-5, rtol=0)
+    assert camera.fx.item() == pytest.approx(1.2 * 48)
+    assert (int(camera.height), int(camera.width)) == (32, 48)
+
+
+def test_held_out_cameras_are_known_before_their_photos_are_opened(folder):
+    data = _datamanager(folder, views=3, long_side=24)
+    source = data.dataparser.source
+    everything = tuple(range(NUM_VIEWS))
+    cameras = source.cameras(everything)
+    inputs = torch.tensor(source.split.inputs)
+    torch.testing.assert_close(cameras.K[inputs], source.scene.cameras.K)
+    torch.testing.assert_close(cameras.c2w[inputs], source.scene.cameras.c2w)
+    assert (cameras.height, cameras.width) == source.size == (16, 24)
+    assert data.eval_dataset.get_numpy_image(0).shape == (16, 24, 3)
+
+
+def test_the_splats_frame_keeps_every_projection():
+    cameras = make_cameras(4)
+    similarity = fit_similarity(cameras)
+    moved = similarity.cameras(cameras)
+    points = torch.randn(20, 3) * 0.3
+    motion = similarity.motion
+    moved_points = similarity.scale * (points @ motion[:, :3].T + motion[:, 3])
+    uv, depth = project_points(points, cameras)
+    moved_uv, moved_depth = project_points(moved_points, moved)
+    torch.testing.assert_close(moved_uv, uv, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(moved_depth, depth * similarity.scale, atol=1e-5, rtol=1e-4)
+    assert moved.position.abs().max() == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(moved.position.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_generated_views_come_by_schedule_weighed_and_without_an_index(folder, tmp_path):
+    data = _datamanager(folder)
+    data.num_steps = 100
+    data.use_bank(_fill_bank(tmp_path / "bank"), "latest")
+    draws = [data.next_train(step) for step in range(100)]
+    generated = [i for i, (_, batch) in enumerate(draws) if batch["is_generated"]]
+    assert 15 < len(generated) < 50
+    assert max(generated) < 100 * data.schedule.end
+    camera, batch = draws[generated[0]]
+    assert camera.metadata is None or "cam_idx" not in camera.metadata
+    assert tuple(batch["image"].shape) == (16, 24, 3)
+    expected = 0.5 * data.schedule.weight
+    torch.testing.assert_close(
+        batch["weight"], torch.full((16, 24, 1), expected), atol=0.003, rtol=0
+    )
+    assert len(data.train_dataset) == NUM_VIEWS
+    again = [data.next_train(step)[1]["is_generated"] for step in range(100)]
+    assert again == [batch["is_generated"] for _, batch in draws]
+
+
+def test_the_latest_round_replaces_the_ones_before_or_joins_them(folder, tmp_path):
+    data = _datamanager(folder)
+    bank = _fill_bank(tmp_path / "bank", rounds=2)
+    data.use_bank(bank, "latest")
+    assert {e.origin.round for e in data._entries} == {1}
+    data.use_bank(bank, "all")
+    assert {e.origin.round for e in data._entries} == {0, 1}
+
+
+def test_without_held_out_views_evaluation_is_on_the_inputs(folder):
+    parser = _datamanager(folder).dataparser
+    assert parser.views_of("train") == parser.views_of("test") == tuple(range(NUM_VIEWS))
+
+
+def test_a_split_file_and_names_choose_views(folder):
+    split = {"train_ids": [0, 4], "test_ids": [2]}
+    (folder / "train_test_split_2.json").write_text(json.dumps(split))
+    parser = _datamanager(folder, split_file=Path("train_test_split_2.json")).dataparser
+    assert (parser.views_of("train"), parser.views_of("test")) == ((0, 4), (2,))
+    parser = _datamanager(folder, view_names=("001.png", "003.png")).dataparser
+    assert parser.views_of("train") == (1, 3)
+
+
+def test_evaluation_needs_no_points(folder):
+    assert "points3D_xyz" in _datamanager(folder).train_dataparser_outputs.metadata
+    outputs = _datamanager(folder, test_mode="test").train_dataparser_outputs
+    assert "points3D_xyz" not in outputs.metadata
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"views": 1}, "two input views"),
+        ({"views": 9}, "9 input views were asked for"),
+        ({"view_names": ("nobody.png", "000.png")}, "nobody.png"),
+    ],
+)
+def test_wrong_choices_are_named(folder, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        _datamanager(folder, **options)
+
+
+def test_unknown_estimators_and_missing_scenes_are_named(folder):
+    parser = FvgenDataParserConfig(data=folder, estimator="magic")
+    with pytest.raises(InputError, match="no point-cloud estimator `magic`"):
+        FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+    parser = FvgenDataParserConfig(data=folder / "absent")
+    with pytest.raises(InputError, match="absent"):
+        FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+
+
+def test_lenses_become_nerfstudios_numbers():
+    lens = Lens(coefficients=(0.1, 0.2, 0.3, 0.4, 0.5, 0.0, 0.0, 0.0))
+    assert distortion(lens) == (0.1, 0.2, 0.5, 0.0, 0.3, 0.4)
+    fisheye = Lens(is_fisheye=True, coefficients=(0.1, 0.2, 0.3, 0.4))
+    assert distortion(fisheye) == (0.1, 0.2, 0.3, 0.4, 0.0, 0.0)
+    with pytest.raises(InputError, match="rational"):
+        distortion(Lens(coefficients=(0.0,) * 5 + (0.1, 0.0, 0.0)))

@@ -1,4 +1,4 @@
-"""Train the compact model from packed scenes: data, regression, teacher, with curves and panels.
+"""Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
 
 Run it again with `--init` to go on from weights that an earlier run left.
 """
@@ -6,7 +6,6 @@ Run it again with `--init` to go on from weights that an earlier run left.
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,18 +14,33 @@ import torch._dynamo
 import torch.multiprocessing as mp
 import tyro
 
-from fvgen_recon.diffusion.backbone import VideoModel
+from fvgen_recon.diffusion.backbone import Condition, VideoModel
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.diffusion.compact.codec import CompactCodec
+from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import FlowSchedule
+from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.clip import ClipBank, write_bank
+from fvgen_recon.distill.config import DmdSettings
 from fvgen_recon.distill.pack import PackedScene, read_pack
 from fvgen_recon.distill.pair import ClipPlan, evaluation_plans, training_plans
-from fvgen_recon.distill.pretrain import Perceptual, PretrainConfig, plain_sources, pretrain
+from fvgen_recon.distill.pretrain import (
+    Perceptual,
+    PretrainConfig,
+    Pretraining,
+    plain_sources,
+    pretrain,
+)
+from fvgen_recon.distill.role import Roles
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation.feature import load_stlpips
-from fvgen_recon.evaluation.student import measure_model, write_panel
+from fvgen_recon.evaluation.student import (
+    measure_frames,
+    measure_model,
+    plain_blend,
+    write_panel,
+)
 from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
 
 _PART_BYTES = 15 * 2**20
@@ -63,6 +77,16 @@ class Arguments:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """All networks of a run; the average is what is saved and measured."""
+
+    model: CompactBackbone
+    ema: CompactBackbone
+    teacher: CompactBackbone
+    disc: ClipDiscriminator
+
+
 @dataclass
 class Run:
     """What a run has at hand."""
@@ -74,9 +98,8 @@ class Run:
     schedule: FlowSchedule
     bank: ClipBank
     val: ClipBank
-    perceptual: Perceptual
     judge: Perceptual
-    log: dict[str, list] = field(default_factory=lambda: {"curve": [], "validation": [], "note": []})
+    log: dict[str, list] = field(default_factory=lambda: {"curve": [], "validation": []})
     start: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -96,8 +119,12 @@ def _val_plans(recipe: CompactRecipe, scenes: tuple[PackedScene, ...]) -> list[C
     plans: list[ClipPlan] = []
     for index, scene in enumerate(scenes):
         plans += evaluation_plans(
-            scene, index, num_views=recipe.num_views, num_frames=recipe.num_frames,
-            clips=recipe.clips_per_scene, every=True,
+            scene,
+            index,
+            num_views=recipe.num_views,
+            num_frames=recipe.num_frames,
+            clips=recipe.clips_per_scene,
+            every=True,
         )
     return plans
 
@@ -112,16 +139,26 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     if worker == 0:
         val = read_pack(args.val)
         write_bank(
-            val, _val_plans(recipe, val), bank / "val", recipe.estimator,
-            num_crops=1, seed=None, **shape,
+            val,
+            _val_plans(recipe, val),
+            bank / "val",
+            recipe.estimator,
+            num_crops=1,
+            seed=None,
+            **shape,
         )
     scenes = read_pack(args.train)
     seed = args.seed * 1000 + worker + 1
     count = -(-(args.num_plans or recipe.num_plans) // num_workers)
     plans = training_plans(scenes, count, recipe.num_frames, recipe.limits, seed)
     write_bank(
-        scenes, plans, bank / "train", recipe.estimator,
-        num_crops=recipe.num_crops, seed=seed, **shape,
+        scenes,
+        plans,
+        bank / "train",
+        recipe.estimator,
+        num_crops=recipe.num_crops,
+        seed=seed,
+        **shape,
     )
 
 
@@ -161,7 +198,6 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
     height, width = (s // run.recipe.network.patch for s in run.recipe.crop)
     frames = run.recipe.num_frames
     config = run.recipe.network
-    from fvgen_recon.diffusion.backbone import Condition
 
     def noise(channels: int) -> torch.Tensor:
         return torch.randn(count, channels, frames, height, width, device=run.device)
@@ -172,7 +208,9 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
     )
     for _ in range(3):
         with torch.autocast("cuda", torch.bfloat16):
-            z, _ = model(noise(config.latent_channels), torch.ones(count, device=run.device), condition)
+            z, _ = model(
+                noise(config.latent_channels), torch.ones(count, device=run.device), condition
+            )
         z.square().mean().backward()
         model.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
@@ -192,28 +230,96 @@ def _measure(run: Run, stage: str, model: VideoModel, steps: tuple[int, ...]) ->
     run.save_log()
 
 
-def _train_stage(run: Run, config: PretrainConfig, model: CompactBackbone, ema: CompactBackbone) -> None:
-    run.say(f"stage {config.name}: {config.seconds:.0f} s, batch {config.batch_size}")
-    curve = pretrain(
-        model, ema, run.bank, run.codec, run.schedule, config,
-        perceptual=run.perceptual, seed=run.args.seed,
+def _measure_blend(run: Run) -> None:
+    """What the network starts from: the blend of the renders with push-pull filled holes."""
+    clips = run.val.all()
+    sources, target = plain_sources(clips)
+    hole = 1 - sources.mask.float()
+    result = measure_frames(
+        plain_blend(sources), target, hole, clips.gap_deg, judge=run.judge, num_steps=0, kind="-"
     )
-    for progress in curve:
-        run.log["curve"].append(asdict(progress))
-        rate = progress.step / progress.seconds
-        run.say(
-            f"{config.name} step {progress.step} ({rate:.1f}/s) loss {progress.loss:.4f} "
-            f"gradient {progress.gradient:.2f} clips {progress.clips} "
-            f"left {max(0.0, config.seconds - progress.seconds):.0f} s"
+    run.log["validation"].append({"stage": "blend", **asdict(result)})
+    run.say(f"blend: {result.line()}")
+
+
+def _train_stage(
+    run: Run, config: PretrainConfig | DistilConfig, nets: Networks, perceptual: Perceptual
+) -> None:
+    run.say(f"stage {config.name}: {config.seconds:.0f} s, batch {config.batch_size}")
+    if isinstance(config, PretrainConfig):
+        stage = Pretraining(
+            codec=run.codec, schedule=run.schedule, config=config, perceptual=perceptual
         )
+        for line in pretrain(nets.model, nets.ema, run.bank, stage, seed=run.args.seed):
+            run.log["curve"].append(asdict(line))
+            run.say(
+                f"{line.stage} step {line.step} ({line.step / line.seconds:.1f}/s) loss "
+                f"{line.loss:.4f} gradient {line.gradient:.2f} clips {line.clips} "
+                f"left {max(0.0, config.seconds - line.seconds):.0f} s"
+            )
+        nets.model.load_state_dict(nets.ema.state_dict())
+        nets.teacher.load_state_dict(nets.ema.state_dict())
+        return
+    for point in distil(
+        _roles(run, config, nets, perceptual),
+        nets.ema,
+        run.bank,
+        run.codec,
+        config,
+        seed=run.args.seed,
+    ):
+        run.log["curve"].append(asdict(point))
+        scalars = " ".join(f"{k} {v:.3f}" for k, v in point.scalars.items())
+        left = max(0.0, config.seconds - point.seconds)
+        run.say(f"{point.stage} step {point.step}: {scalars} left {left:.0f} s")
+    nets.model.load_state_dict(nets.ema.state_dict())
+
+
+def _roles(run: Run, config: DistilConfig, nets: Networks, perceptual: Perceptual) -> Roles:
+    """Cast the networks: the discriminator stays from stage to stage, the critic starts anew."""
+    critic = None
+    if isinstance(config.settings, DmdSettings):
+        critic = _copy(nets.teacher, run).train().requires_grad_(True)
+    rng = torch.Generator(run.device).manual_seed(run.args.seed)
+
+    def distance(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        frames = torch.randint(
+            fake.shape[0] * fake.shape[2], (32,), generator=rng, device=run.device
+        )
+        shown, wanted = (run.codec.decode(z).flatten(0, 1)[frames] for z in (fake, real))
+        return perceptual(shown, wanted).mean()
+
+    return Roles(
+        schedule=run.schedule,
+        student=nets.model,
+        teacher=nets.teacher,
+        critic=critic,
+        disc=nets.disc,
+        plain_disc=nets.disc,
+        perceptual=distance,
+    )
+
+
+def _run_stage(
+    run: Run, config: PretrainConfig | DistilConfig, nets: Networks, perceptual: Perceptual
+) -> None:
+    """Train, save, measure."""
+    _train_stage(run, config, nets, perceptual)
+    steps, sampler = (1,), "ode"
+    if isinstance(config, DistilConfig):
+        steps, sampler = run.recipe.student_steps, "sde"
+    elif config.diffusion:
+        steps = run.recipe.teacher_steps
     card = save_compact(
-        run.args.out / config.name, ema, role=config.name,
-        num_steps=run.recipe.teacher_steps[-1] if config.diffusion else 1,
-        sampler="ode", part_bytes=_PART_BYTES,
+        run.args.out / config.name,
+        nets.ema,
+        role=config.name,
+        num_steps=steps[-1],
+        sampler=sampler,
+        part_bytes=_PART_BYTES,
     )
     run.say(f"saved {config.name} {card.sha256[:12]}")
-    steps = run.recipe.teacher_steps if config.diffusion else (1,)
-    _measure(run, config.name, _as_model(run, ema, config.name), steps)
+    _measure(run, config.name, _as_model(run, nets.ema, config.name), steps)
 
 
 def _as_model(run: Run, backbone: CompactBackbone, name: str) -> VideoModel:
@@ -222,7 +328,7 @@ def _as_model(run: Run, backbone: CompactBackbone, name: str) -> VideoModel:
     )
 
 
-def _stages(args: Arguments, recipe: CompactRecipe) -> list[PretrainConfig]:
+def _stages(args: Arguments, recipe: CompactRecipe) -> list[PretrainConfig | DistilConfig]:
     known = {stage.name: stage for stage in recipe.stages}
     unknown = set(args.stages) - set(known)
     if unknown or (args.seconds and len(args.seconds) != len(args.stages)):
@@ -231,12 +337,10 @@ def _stages(args: Arguments, recipe: CompactRecipe) -> list[PretrainConfig]:
             f"{args.stages} and {args.seconds} came."
         )
     budgets = args.seconds or tuple(known[s].seconds for s in args.stages)
-    return [
-        replace(known[s], seconds=b) for s, b in zip(args.stages, budgets, strict=True)
-    ]
+    return [replace(known[s], seconds=b) for s, b in zip(args.stages, budgets, strict=True)]
 
 
-def _networks(args: Arguments, recipe: CompactRecipe, device: torch.device) -> tuple[CompactBackbone, CompactBackbone]:
+def _networks(args: Arguments, recipe: CompactRecipe, device: torch.device) -> Networks:
     torch.manual_seed(args.seed)
     if args.init is None:
         model = CompactBackbone(recipe.network)
@@ -246,8 +350,20 @@ def _networks(args: Arguments, recipe: CompactRecipe, device: torch.device) -> t
         model = loaded
     model = model.to(device).train().requires_grad_(True)
     ema = CompactBackbone(model.config).to(device).eval().requires_grad_(False)
-    ema.load_state_dict(model.state_dict())
-    return model, ema
+    teacher = CompactBackbone(model.config).to(device).eval().requires_grad_(False)
+    for copy in (ema, teacher):
+        copy.load_state_dict(model.state_dict())
+    channels = tuple(reversed(model.config.widths))
+    disc = ClipDiscriminator(channels, layers=(0, 1, 2), width=64).to(device)
+    return Networks(model=model, ema=ema, teacher=teacher, disc=disc)
+
+
+def _copy(backbone: CompactBackbone, run: Run) -> CompactBackbone:
+    copy = CompactBackbone(backbone.config).to(run.device)
+    copy.load_state_dict(backbone.state_dict())
+    if run.device.type == "cuda" and run.args.compile:
+        copy.compile_parts()
+    return copy
 
 
 def _judges(args: Arguments, device: torch.device) -> tuple[Perceptual, Perceptual]:
@@ -269,26 +385,33 @@ def main(args: Arguments) -> None:
     workers = _start_workers(args, bank)
     perceptual, judge = _judges(args, device)
     run = Run(
-        args=args, recipe=recipe, device=device, codec=CompactCodec(config=recipe.network),
+        args=args,
+        recipe=recipe,
+        device=device,
+        codec=CompactCodec(config=recipe.network),
         schedule=FlowSchedule(num_timesteps=recipe.network.num_timesteps),
-        bank=ClipBank(bank / "train", device, args.seed), val=ClipBank(bank / "val", device, 0),
-        perceptual=perceptual, judge=judge,
+        bank=ClipBank(bank / "train", device, args.seed),
+        val=ClipBank(bank / "val", device, 0),
+        judge=judge,
     )
-    model, ema = _networks(args, recipe, device)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    nets = _networks(args, recipe, device)
+    millions = sum(p.numel() for p in nets.model.parameters()) / 1e6
     run.say(f"{millions:.1f} M parameters on {device}")
     if device.type == "cuda" and args.compile:
-        model.compile_parts()
-        _warm_up(run, model)
+        for backbone in (nets.model, nets.teacher):
+            backbone.compile_parts()
+        _warm_up(run, nets.model)
     _wait_for_clips(run, workers)
+    _measure_blend(run)
     for config in stages:
-        _train_stage(run, config, model, ema)
-        model.load_state_dict(ema.state_dict())
+        _run_stage(run, config, nets, perceptual)
     for worker in workers:
         worker.terminate()
     write_panel(
-        args.out / "panel.jpg", _as_model(run, ema, stages[-1].name),
-        *plain_sources(run.val.all()), steps=(1, 4),
+        args.out / "panel.jpg",
+        _as_model(run, nets.ema, stages[-1].name),
+        *plain_sources(run.val.all()),
+        steps=(1, 4),
     )
     run.save_log()
     run.say("done")

@@ -23,7 +23,6 @@ from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.render.guidance import render_guidance
 from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Trajectory
 
-
 _log = logging.getLogger(__name__)
 
 _CHUNK = 8
@@ -253,8 +252,13 @@ def write_bank(
             try:
                 clips.append(
                     build_clips(
-                        scenes[plan.scene], plan, estimator,
-                        crop=crop, num_crops=num_crops, device=device, rng=rng,
+                        scenes[plan.scene],
+                        plan,
+                        estimator,
+                        crop=crop,
+                        num_crops=num_crops,
+                        device=device,
+                        rng=rng,
                     )
                 )
             except InputError as error:

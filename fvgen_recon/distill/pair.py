@@ -1,8 +1,8 @@
 """Which photos lie between which: clips of posed scenes whose frames have real targets."""
 
 import math
-from itertools import combinations
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -111,7 +111,9 @@ def find_pair(
     targets = [i for i in place.argsort().tolist() if between[i]]
     if len(targets) < limits.min_targets:
         return None
-    near = torch.minimum(_angle_deg(to_pivot, to_pivot[first]), _angle_deg(to_pivot, to_pivot[last]))
+    near = torch.minimum(
+        _angle_deg(to_pivot, to_pivot[first]), _angle_deg(to_pivot, to_pivot[last])
+    )
     useful = ~between & (near < 40) & (looks < 30) & (near > 1)
     useful[[first, last]] = False
     extras = [i for i in near.argsort().tolist() if useful[i]]
@@ -260,9 +262,7 @@ def path_cameras(cameras: Cameras, frames: tuple[int, ...]) -> Cameras:
             interpolate_pose(cameras.c2w[frames[before]], cameras.c2w[frames[after]], share)
         )
     intrinsics = cameras.K[[frames[max(k for k in known if k <= i)] for i in range(len(frames))]]
-    return Cameras(
-        c2w=torch.stack(poses), K=intrinsics, height=cameras.height, width=cameras.width
-    )
+    return Cameras(c2w=torch.stack(poses), K=intrinsics, height=cameras.height, width=cameras.width)
 
 
 def interpolate_pose(

@@ -70,9 +70,9 @@ def _jitter(images: list[Tensor], rng: torch.Generator) -> list[Tensor]:
     gain = (0.85 + 0.3 * draw(1)) * (0.94 + 0.12 * draw(3))
     gamma = 2.0 ** (draw(1) - 0.5)
     return [
-        (x.clamp_min(0) ** gamma.view(batch, *[1] * (x.dim() - 1))).mul(
-            gain.view(batch, *[1] * (x.dim() - 4), 3, 1, 1)
-        ).clamp(0, 1)
+        (x.clamp_min(0) ** gamma.view(batch, *[1] * (x.dim() - 1)))
+        .mul(gain.view(batch, *[1] * (x.dim() - 4), 3, 1, 1))
+        .clamp(0, 1)
         for x in images
     ]
 
@@ -124,9 +124,7 @@ def plain_sources(clips: ClipBatch) -> tuple[Sources, Float[Tensor, "B T 3 H W"]
     return sources, clips.target.float() / 255
 
 
-def prepare_batch(
-    clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | None
-) -> TrainBatch:
+def prepare_batch(clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | None) -> TrainBatch:
     """Turn stored clips into latents and conditions; `rng` augments them, none leaves them."""
     sources, target = plain_sources(clips) if rng is None else _augment(clips, rng)
     return TrainBatch(
@@ -137,24 +135,34 @@ def prepare_batch(
     )
 
 
-def _autocast(device: torch.device) -> torch.autocast | nullcontext:
+def autocast(device: torch.device) -> torch.autocast | nullcontext:
+    """Bfloat16 on a GPU, nothing elsewhere."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def _regression_loss(
-    pred: Tensor, batch: TrainBatch, codec: CompactCodec, perceptual: Perceptual | None, weight: float,
-    frames: Tensor,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """What stays the same through a stage."""
+
+    codec: CompactCodec
+    schedule: NoiseSchedule
+    config: PretrainConfig
+    perceptual: Perceptual
+
+    def rate(self, step: int, share: float) -> float:
+        """Learning rate: a short rise, then half a cosine over the budget."""
+        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+        return self.config.learning_rate * decay * min(1.0, (step + 1) / self.config.warmup_steps)
+
+    def perceptual_weight(self, share: float) -> float:
+        """Weight of the perceptual distance at a share of the budget."""
+        late = share >= self.config.perceptual_start
+        return self.config.perceptual_weight if late else 0.0
+
+
+def _noise_levels(
+    config: PretrainConfig, count: int, rng: torch.Generator, device: torch.device
 ) -> Tensor:
-    loss = (pred - batch.x0).abs().mean()
-    if perceptual is None or weight == 0:
-        return loss
-    shown = codec.decode(pred).flatten(0, 1)[frames]
-    wanted = batch.target.flatten(0, 1)[frames]
-    with _autocast(pred.device):
-        return loss + weight * perceptual(shown, wanted).mean()
-
-
-def _noise_levels(config: PretrainConfig, count: int, rng: torch.Generator, device: torch.device) -> Tensor:
     if not config.diffusion:
         return torch.ones(count, device=device)
     level = torch.rand(count, generator=rng, device=device)
@@ -184,11 +192,8 @@ def pretrain(
     model: nn.Module,
     ema: nn.Module,
     bank: ClipBank,
-    codec: CompactCodec,
-    schedule: NoiseSchedule,
-    config: PretrainConfig,
+    stage: Pretraining,
     *,
-    perceptual: Perceptual | None = None,
     seed: int = 0,
     log_every: int = 200,
 ) -> Iterator[Progress]:
@@ -197,23 +202,23 @@ def pretrain(
     Raises:
         TrainingError: The loss stopped being finite.
     """
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, stage.config
     rng = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
-        weight_decay=config.weight_decay, fused=device.type == "cuda",
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
     )
     start, step, share = time.monotonic(), 0, 0.0
     sums = torch.zeros(2, device=device)
     while share < 1 and step < config.max_steps:
         if step % 50 == 0:
             bank.refresh()
-        rate = config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / config.warmup_steps)
-        weight = config.perceptual_weight if share >= config.perceptual_start else 0.0
-        batch = prepare_batch(bank.draw(config.batch_size), codec, rng)
-        loss = pretrain_loss(model, batch, codec, schedule, config, rng, perceptual, weight)
+        optimizer.param_groups[0]["lr"] = stage.rate(step, share)
+        batch = prepare_batch(bank.draw(config.batch_size), stage.codec, rng)
+        loss = pretrain_loss(model, batch, stage, rng, stage.perceptual_weight(share))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
@@ -226,41 +231,49 @@ def pretrain(
             mean = (sums / ((step - 1) % log_every + 1)).tolist()
             sums.zero_()
             if not math.isfinite(mean[0]):
-                raise TrainingError(f"The loss of stage {config.name} is not finite at step {step}.")
+                raise TrainingError(
+                    f"The loss of stage {config.name} is not finite at step {step}."
+                )
             yield Progress(
-                stage=config.name, step=step, seconds=time.monotonic() - start,
-                loss=mean[0], gradient=mean[1], clips=len(bank),
+                stage=config.name,
+                step=step,
+                seconds=time.monotonic() - start,
+                loss=mean[0],
+                gradient=mean[1],
+                clips=len(bank),
             )
 
 
 def pretrain_loss(
     model: nn.Module,
     batch: TrainBatch,
-    codec: CompactCodec,
-    schedule: NoiseSchedule,
-    config: PretrainConfig,
+    stage: Pretraining,
     rng: torch.Generator,
-    perceptual: Perceptual | None,
-    weight: float,
-) -> Tensor:
+    perceptual_weight: float,
+) -> Float[Tensor, ""]:
     """Loss of one batch.
 
     Diffusion: squared error of x0 divided by max(t, 0.2)^2, which is the velocity's error except
-    close to the data. Regression: L1 plus `weight` times the perceptual distance.
+    close to the data. Regression: L1 plus the weighted perceptual distance of some frames.
     """
     device, count = batch.x0.device, batch.x0.shape[0]
-    level = _noise_levels(config, count, rng, device)
-    t = level * (schedule.num_timesteps - 1)
+    level = _noise_levels(stage.config, count, rng, device)
+    t = level * (stage.schedule.num_timesteps - 1)
     eps = torch.randn(batch.x0.shape, generator=rng, device=device)
-    x_t = schedule.add_noise(batch.x0, eps, t)
-    with _autocast(device):
+    x_t = stage.schedule.add_noise(batch.x0, eps, t)
+    with autocast(device):
         output, _ = model(x_t, t, batch.condition)
-    pred = schedule.x0_from_output(output.float(), x_t, t)
-    if config.diffusion:
+    pred = stage.schedule.x0_from_output(output.float(), x_t, t)
+    if stage.config.diffusion:
         error = ((pred - batch.x0) ** 2).mean(dim=(1, 2, 3, 4))
         return (error / level.clamp_min(0.2) ** 2).mean()
+    loss = (pred - batch.x0).abs().mean()
+    if perceptual_weight == 0:
+        return loss
     num_images = count * batch.target.shape[1]
-    frames = torch.randint(
-        num_images, (min(config.perceptual_frames, num_images),), generator=rng, device=device
-    )
-    return _regression_loss(pred, batch, codec, perceptual, weight, frames)
+    size = (min(stage.config.perceptual_frames, num_images),)
+    frames = torch.randint(num_images, size, generator=rng, device=device)
+    shown = stage.codec.decode(pred).flatten(0, 1)[frames]
+    with autocast(device):
+        distance = stage.perceptual(shown, batch.target.flatten(0, 1)[frames])
+    return loss + perceptual_weight * distance.mean()

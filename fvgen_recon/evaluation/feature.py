@@ -32,7 +32,9 @@ class BlurPool(nn.Module):
     def forward(self, x: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C i j"]:
         """Blur and subsample."""
         assert isinstance(self.filt, Tensor)
-        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+        return F.conv2d(
+            F.pad(x, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=x.shape[1]
+        )
 
 
 def _alex_slices() -> list[nn.Sequential]:
@@ -80,7 +82,8 @@ class ShiftTolerantLpips(nn.Module):
 
     def features(self, image: Float[Tensor, "N 3 H W"]) -> list[Tensor]:
         """Unit-length features of every slice for images in [0, 1]."""
-        assert isinstance(self.shift, Tensor) and isinstance(self.scale, Tensor)
+        assert isinstance(self.shift, Tensor)
+        assert isinstance(self.scale, Tensor)
         x = (image * 2 - 1 - self.shift) / self.scale
         out = []
         for part in self.slices:
@@ -140,7 +143,9 @@ def load_stlpips(net: str, *, num_slices: int = 5, path: Path | None = None) -> 
     else:
         state = _unpack(path, f"stlpips_{net}.")
         if not state:
-            raise WeightsError(f"{path} holds no ST-LPIPS network '{net}': pack the features again.")
+            raise WeightsError(
+                f"{path} holds no ST-LPIPS network '{net}': pack the features again."
+            )
     missing, _ = model.load_state_dict({k: v for k, v in state.items() if k in keys}, strict=False)
     missing = [k for k in missing if not k.endswith(("filt", "shift", "scale"))]
     if missing:

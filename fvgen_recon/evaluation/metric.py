@@ -79,9 +79,7 @@ def sharpness(
     return ours / _weighted_mean(_gradient_energy(truth), weight).clamp_min(1e-8)
 
 
-def flicker(
-    frames: Float[Tensor, "T 3 H W"], truth: Float[Tensor, "T 3 H W"]
-) -> Float[Tensor, ""]:
+def flicker(frames: Float[Tensor, "T 3 H W"], truth: Float[Tensor, "T 3 H W"]) -> Float[Tensor, ""]:
     """Mean change between neighbour frames that is not in the truth's own change.
 
     The error between a method and the photos is a still picture plus its change from frame to

@@ -93,9 +93,8 @@ def measure_frames(
     inner = [x[:, 1:-1].flatten(0, 1) for x in (frames, target, hole)]
     image, truth, weight = inner
     value = psnr(image, truth)
-    parts = [
-        judge(a, b).float() for a, b in zip(image.split(32), truth.split(32), strict=True)
-    ]
+    with torch.no_grad():
+        parts = [judge(a, b).float() for a, b in zip(image.split(32), truth.split(32), strict=True)]
     bins = torch.bucketize(gap_deg, torch.tensor([15.0, 30.0], device=gap_deg.device))
     bins = bins.repeat_interleave(frames.shape[1] - 2)
     return Measurement(
@@ -124,8 +123,13 @@ def measure_model(
     """Sample a model on stacked renders and compare with the photos."""
     frames = sample_sources(model, sources, num_steps=num_steps, kind=kind, seed=seed)
     return measure_frames(
-        frames, target, 1 - sources.mask.float(), gap_deg,
-        judge=judge, num_steps=num_steps, kind=kind,
+        frames,
+        target,
+        1 - sources.mask.float(),
+        gap_deg,
+        judge=judge,
+        num_steps=num_steps,
+        kind=kind,
     )
 
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fvgen_recon.diffusion.compact.config import CompactConfig
+from fvgen_recon.diffusion.sampler import GuidanceScale
+from fvgen_recon.distill.budget import DistilConfig
+from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings
 from fvgen_recon.distill.pair import PairLimits
 from fvgen_recon.distill.pretrain import PretrainConfig
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
@@ -30,9 +33,27 @@ class CompactRecipe:
     """Input photos in validation."""
     limits: PairLimits
     estimator: PlaneSweep
-    stages: tuple[PretrainConfig, ...]
+    stages: tuple[PretrainConfig | DistilConfig, ...]
     teacher_steps: tuple[int, ...]
     """Numbers of steps at which the teacher is measured."""
+    student_steps: tuple[int, ...] = (1, 2, 4)
+    """Numbers of steps at which the student is measured."""
+
+
+def _gan(**changes: float) -> DistilConfig:
+    """Stage 1: real clips as positives, held near them by L1 and the perceptual distance."""
+    anchor = AnchorSettings(l1=20.0, perceptual=8.0)
+    return DistilConfig(name="gan", settings=GanSettings(anchor=anchor), **changes)
+
+
+def _dmd(**changes: float) -> DistilConfig:
+    """Stage 2: softened reverse KL with the ratio of stage 1; no guidance, no text to drop."""
+    settings = DmdSettings(
+        divergence="soft_rkl", guidance=GuidanceScale(scale=1.0), critic_space="velocity"
+    )
+    return DistilConfig(
+        name="dmd", settings=settings, student_rate=2e-5, judge_rate=1e-4, **changes
+    )
 
 
 def full() -> CompactRecipe:
@@ -51,6 +72,8 @@ def full() -> CompactRecipe:
         stages=(
             PretrainConfig(name="regression", seconds=160, perceptual_weight=0.4),
             PretrainConfig(name="teacher", seconds=220, learning_rate=3e-4, diffusion=True),
+            _gan(seconds=170),
+            _dmd(seconds=200),
         ),
         teacher_steps=(1, 4, 8, 50),
     )
@@ -76,6 +99,8 @@ def debug() -> CompactRecipe:
                 name="regression", seconds=60, max_steps=6, batch_size=2, perceptual_weight=0.3
             ),
             PretrainConfig(name="teacher", seconds=60, max_steps=6, batch_size=2, diffusion=True),
+            _gan(seconds=60, max_steps=3, batch_size=2, warmup_turns=2),
+            _dmd(seconds=60, max_steps=3, batch_size=2, warmup_turns=2),
         ),
         teacher_steps=(1, 4),
     )

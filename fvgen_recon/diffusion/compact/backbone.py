@@ -31,7 +31,9 @@ class CompactBackbone(nn.Module):
         self.shrink2 = nn.Conv2d(w2, w3, 2, stride=2)
         self.down3 = nn.ModuleList([Block(w3, emb) for _ in range(n3)])
         num_attention = config.num_attention
-        self.attention = nn.ModuleList([Attention(w3, config.head_dim) for _ in range(num_attention)])
+        self.attention = nn.ModuleList(
+            [Attention(w3, config.head_dim) for _ in range(num_attention)]
+        )
         self.middle = nn.ModuleList([Block(w3, emb) for _ in range(max(0, num_attention - 1))])
         self.up3 = nn.ModuleList([Block(w3, emb) for _ in range(n3)])
         self.grow2 = nn.ConvTranspose2d(w3, w2, 2, stride=2)
@@ -68,9 +70,7 @@ class CompactBackbone(nn.Module):
         return x0, mid
 
     def _bottom(self, x: Tensor, emb: Tensor, num_frames: int) -> Tensor:
-        phase = rotary_phase(
-            num_frames, x.shape[2], x.shape[3], self.config.head_dim, x.device
-        )
+        phase = rotary_phase(num_frames, x.shape[2], x.shape[3], self.config.head_dim, x.device)
         for index, attention in enumerate(self.attention):
             x = attention(x, phase)
             if index < len(self.middle):

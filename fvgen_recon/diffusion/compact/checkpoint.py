@@ -91,8 +91,12 @@ def save_compact(
         names.append(f"weights-{index}.safetensors")
         _write(path / names[-1], data)
     card = CompactCard(
-        config=backbone.config, role=role, num_steps=num_steps, sampler=sampler,
-        sha256=digest.hexdigest(), parts=tuple(names),
+        config=backbone.config,
+        role=role,
+        num_steps=num_steps,
+        sampler=sampler,
+        sha256=digest.hexdigest(),
+        parts=tuple(names),
     )
     text = json.dumps({"schema": _SCHEMA, **asdict(card)}, indent=2) + "\n"
     _write(path / _CONFIG, text.encode())
@@ -121,11 +125,15 @@ def read_card(path: Path) -> CompactCard:
             f"{file} is not the config of a compact model of this version: {error}."
         ) from error
     if schema != _SCHEMA:
-        raise WeightsError(f"{file} has schema {schema}, {_SCHEMA} was expected: convert the model.")
+        raise WeightsError(
+            f"{file} has schema {schema}, {_SCHEMA} was expected: convert the model."
+        )
     return card
 
 
-def load_compact(path: Path, *, dtype: torch.dtype = torch.float32) -> tuple[VideoModel, CompactCard]:
+def load_compact(
+    path: Path, *, dtype: torch.dtype = torch.float32
+) -> tuple[VideoModel, CompactCard]:
     """Read a model and check its checksum and shapes.
 
     Raises:

@@ -69,13 +69,17 @@ def stack_guidance(guidance: Sequence[Guidance]) -> Sources:
     )
 
 
-def merge_sources(sources: Sources) -> tuple[Float[Tensor, "B T 3 H W"], Float[Tensor, "B T 1 H W"]]:
+def merge_sources(
+    sources: Sources,
+) -> tuple[Float[Tensor, "B T 3 H W"], Float[Tensor, "B T 1 H W"]]:
     """Return the plain blend of all renders and where it is known.
 
     Trusted points win; elsewhere the two dense layers are mixed by the frame's place in the clip.
     """
     num_frames = sources.frames.shape[1]
-    place = torch.linspace(1, 0, num_frames, device=sources.frames.device)[None, :, None, None, None]
+    place = torch.linspace(1, 0, num_frames, device=sources.frames.device)[
+        None, :, None, None, None
+    ]
     near = sources.layer_masks[:, 0] * place.clamp_min(1e-3)
     far = sources.layer_masks[:, 1] * (1 - place).clamp_min(1e-3)
     dense = sources.layers[:, 0] * near + sources.layers[:, 1] * far

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 NUM_SOURCES = 4
-"""Renders that the head may copy from: trusted points, first layer, second layer, push-pull fill."""
+"""Renders to copy from: trusted points, first layer, second layer, push-pull fill."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ class CompactGenerator:
     """Noise again between steps, or `ode`."""
     dtype: torch.dtype = torch.float32
     """Type of the condition; that of the weights."""
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     """Where the model lies."""
     name: str = "student"
     size_multiple: int = 1
@@ -130,6 +130,6 @@ def load_generator(
         num_frames=num_frames,
         sampler=sampler,
         dtype=dtype,
-        device=torch.device(device),
+        device=str(device),
         name=card.role,
     )

@@ -82,7 +82,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
-        assert width % head_dim == 0 and head_dim % 16 == 0
+        assert width % head_dim == 0
+        assert head_dim % 16 == 0
         self.head_dim = head_dim
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -109,9 +110,7 @@ class Attention(nn.Module):
         return tokens.reshape(num_maps, height, width, channels).permute(0, 3, 1, 2)
 
 
-def rotate(
-    x: Float[Tensor, "B A S E"], phase: Float[Tensor, "S D"]
-) -> Float[Tensor, "B A S E"]:
+def rotate(x: Float[Tensor, "B A S E"], phase: Float[Tensor, "S D"]) -> Float[Tensor, "B A S E"]:
     """Turn pairs of channels (first and second half) by the angles of each token; E = 2 D."""
     cos, sin = phase.cos(), phase.sin()
     first, second = x.float().chunk(2, dim=-1)
@@ -122,7 +121,7 @@ def rotate(
 def rotary_phase(
     num_frames: int, height: int, width: int, head_dim: int, device: torch.device
 ) -> Float[Tensor, "S D"]:
-    """Angles of all tokens of a clip: a quarter of the pairs for time, the rest for rows, columns."""
+    """Angles of all tokens of a clip: a quarter of the pairs for time, the rest for places."""
     pairs = head_dim // 2
     time_pairs = pairs // 4
     row_pairs = (pairs - time_pairs) // 2

@@ -3,6 +3,18 @@
 import torch
 
 from fvgen_recon.diffusion.backbone import Condition
+from fvgen_recon.diffusion.schedule import ViewCrafterSchedule
+from fvgen_recon.diffusion.viewcrafter.architecture import (
+    Architecture,
+    ResamplerShape,
+    TextShape,
+    UNetShape,
+    VaeShape,
+    VisionShape,
+    build_parts,
+)
+from fvgen_recon.diffusion.viewcrafter.buffer import original_buffers
+from fvgen_recon.diffusion.viewcrafter.layout import expected_shapes
 from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
 
 NUM_FRAMES = 4
@@ -42,3 +54,27 @@ def make_noisy(num_clips: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(6)
     x_t = torch.randn(num_clips, 4, NUM_FRAMES, 4, 6, generator=rng)
     return x_t, torch.linspace(900, 100, num_clips).long()
+
+
+def small_architecture() -> Architecture:
+    """All parts of a model at a size of a few hundred thousand parameters."""
+    return Architecture(
+        unet=UNetShape(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            attention_levels=(True, False),
+            attention_head_dim=16,
+        ),
+        resampler=ResamplerShape(dim=32, depth=2, dim_head=16, heads=3, num_tokens=16, ff_mult=2),
+        vae=VaeShape(block_out_channels=(32, 32, 32, 32), layers_per_block=1),
+        text=TextShape(width=24, layers=2, heads=2, vocab_size=49408 // 16, embed_dim=20),
+        vision=VisionShape(width=40, layers=2, heads=2, patch_size=56, image_size=224),
+    )
+
+
+def original_tensors(architecture: Architecture, *, base_scale: float = 0.3, seed: int = 0):
+    """Random tensors under every name of the original, with true schedule buffers."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = expected_shapes(architecture, build_parts(architecture, "shared"))
+    tensors = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+    return tensors | original_buffers(ViewCrafterSchedule(base_scale=base_scale))

@@ -1,6 +1,6 @@
 """The seam for generators: anything that turns guidance into frames."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from fvgen_recon.types import Guidance
 
 
+@runtime_checkable
 class VideoGenerator(Protocol):
     """Fills in what a clip's guidance leaves unknown."""
 

@@ -1,5 +1,9 @@
 """One round of generation. Imports the front half, so it is only imported when a round runs."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -8,7 +12,8 @@ from fvgen_nerfstudio.model import FvgenModel
 from fvgen_nerfstudio.rounds import DensifySettings, lift_unseen
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.densify.densifier import Densified, Densifier, DensifyConfig, SplatRender
-from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GeneratorConfig
+from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GENERATORS, GeneratorConfig
+from fvgen_recon.errors import InputError
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _MAX_ADDED = 20_000
@@ -32,6 +37,40 @@ def make_config(settings: DensifySettings, estimator: str, device: str) -> Densi
         num_samples=settings.num_samples,
         seed=settings.seed,
     )
+
+
+def check_config(config: DensifyConfig) -> None:
+    """Raise an `InputError` where the front half cannot run, before anything is trained."""
+    Densifier(config)
+    name, weights = config.generator.name, config.generator.weights
+    if name not in GENERATORS:
+        raise InputError(
+            f"There is no generator `{name}`: choose one of {', '.join(GENERATORS)} or none."
+        )
+    if weights is not None and not weights.exists():
+        raise InputError(f"There are no weights at {weights}: give an existing folder.")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Shows what the front half logs on nerfstudio's console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        CONSOLE.log(self.format(record))
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Show the front half's progress while it runs."""
+    logger, handler = logging.getLogger("fvgen_recon.densify"), _ConsoleHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def run_round(
@@ -61,13 +100,14 @@ def run_round(
         frames, alpha, depth = model.render_black(cameras)
         return SplatRender(frames=frames, alpha=alpha, depth=depth)
 
-    outcome = Densifier(config).run(
-        scene.to(device),
-        points=points.to(device),
-        bank=bank,
-        round_index=index,
-        splat=render if index > 0 else None,
-    )
+    with _shown_progress():
+        outcome = Densifier(config).run(
+            scene.to(device),
+            points=points.to(device),
+            bank=bank,
+            round_index=index,
+            splat=render if index > 0 else None,
+        )
     spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in outcome.seconds.items())
     CONSOLE.log(f"{len(bank)} frames in the bank at {bank.folder} ({spent}).")
     return outcome

@@ -73,6 +73,12 @@ class FvgenPipeline(VanillaPipeline):
 
     def __init__(self, config: FvgenPipelineConfig, device: str, **kwargs: Any) -> None:
         check_rounds(config.densify.rounds)
+        if config.densify.active_rounds() and kwargs.get("test_mode", "val") == "val":
+            from fvgen_nerfstudio.generation import check_config, make_config
+
+            data = config.datamanager
+            assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
+            check_config(make_config(config.densify, data.dataparser.estimator, device))
         super().__init__(config, device, **kwargs)
         self.num_rounds_done = 0
         self.num_steps = 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from factories import make_cameras, make_cloud
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.splatfacto import SplatfactoModel
 
@@ -182,3 +183,22 @@ def test_missing_lpips_is_said_once(monkeypatch, tmp_path, batch):
     assert tuple(images["img"].shape) == (24, 64, 3)
     assert len(said) == 1
     assert "AlexNet" in said[0]
+
+
+def test_the_viewers_camera_and_crop_box_work():
+    from nerfstudio.data.scene_box import OrientedBox
+    from nerfstudio.viewer.utils import CameraState, get_camera
+
+    model = _model().eval()
+    c2w = to_nerfstudio(make_cameras(3)[1]).camera_to_worlds[0]
+    state = CameraState(fov=0.8, aspect=1.5, c2w=c2w, camera_type=CameraType.PERSPECTIVE)
+    camera = get_camera(state, 24, 36)
+    whole = model.get_outputs_for_camera(camera)["accumulation"]
+    half = OrientedBox.from_params((2.0, 0.0, 0.0), (0.0, 0.0, 0.0), (4.0, 9.0, 9.0))
+    cropped = model.get_outputs_for_camera(camera, obb_box=half)["accumulation"]
+    nothing = OrientedBox.from_params((50.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    empty = model.get_outputs_for_camera(camera, obb_box=nothing)
+    assert whole.shape == (24, 36, 1)
+    assert 0 < cropped.sum() < whole.sum()
+    assert empty["accumulation"].sum() == 0
+    assert empty["rgb"].shape == (24, 36, 3)

@@ -6,7 +6,9 @@ Run it again with `--init` to go on from weights that an earlier run left.
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.diffusion.discriminator import ClipDiscriminator
+from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.clip import ClipBank, write_bank
@@ -162,7 +165,7 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     )
 
 
-def _start_workers(args: Arguments, bank: Path) -> list[mp.Process]:
+def _start_workers(args: Arguments, bank: Path) -> Sequence[BaseProcess]:
     if args.num_workers == 0:
         build(0, 1, args, bank)
         return []
@@ -176,7 +179,7 @@ def _start_workers(args: Arguments, bank: Path) -> list[mp.Process]:
     return workers
 
 
-def _wait_for_clips(run: Run, workers: list[mp.Process]) -> None:
+def _wait_for_clips(run: Run, workers: Sequence[BaseProcess]) -> None:
     while True:
         run.bank.refresh()
         run.val.refresh()
@@ -220,7 +223,10 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
 def _measure(run: Run, stage: str, model: VideoModel, steps: tuple[int, ...]) -> None:
     sources, target = plain_sources(run.val.all())
     gaps = run.val.all().gap_deg
-    variants = [(n, kind) for n in steps for kind in ("sde", "ode") if n > 1 or kind == "sde"]
+    kinds: tuple[FewStepKind, ...] = ("sde", "ode")
+    variants: list[tuple[int, FewStepKind]] = [
+        (n, kind) for n in steps for kind in kinds if n > 1 or kind == "sde"
+    ]
     for num_steps, kind in variants:
         result = measure_model(
             model, sources, target, gaps, num_steps=num_steps, kind=kind, judge=run.judge

@@ -13,6 +13,7 @@ from fvgen_recon.diffusion.backbone import VideoModel
 from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources, merge_sources
 from fvgen_recon.diffusion.compact.fill import push_pull
 from fvgen_recon.diffusion.sampler import FewStepKind, denoiser, sample_few_steps, seeded_noise
+from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.evaluation.metric import psnr, sharpness, ssim
 
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +57,9 @@ def sample_sources(
 ) -> Float[Tensor, "B T 3 H W"]:
     """Generate clips from stacked renders; anchors keep their photos."""
     codec = model.codec
+    schedule = model.schedule
     assert isinstance(codec, CompactCodec)
+    assert isinstance(schedule, SamplingSchedule)
     out = []
     device = sources.frames.device
     for start in range(0, sources.frames.shape[0], batch_size):
@@ -69,8 +72,8 @@ def sample_sources(
             z = sample_few_steps(
                 denoiser(model.backbone, condition),
                 x_T,
-                model.schedule,
-                times=model.schedule.timesteps(num_steps),
+                schedule,
+                times=schedule.timesteps(num_steps),
                 kind=kind,
                 noise=seeded_noise(rng),
             )

@@ -1,7 +1,7 @@
 """Complete configurations for training the compact model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.sampler import GuidanceScale
@@ -40,19 +40,19 @@ class CompactRecipe:
     """Numbers of steps at which the student is measured."""
 
 
-def _gan(**changes: float) -> DistilConfig:
+def _gan() -> DistilConfig:
     """Stage 1: real clips as positives, held near them by L1 and the perceptual distance."""
     anchor = AnchorSettings(l1=20.0, perceptual=8.0)
-    return DistilConfig(name="gan", settings=GanSettings(anchor=anchor), **changes)
+    return DistilConfig(name="gan", seconds=170, settings=GanSettings(anchor=anchor))
 
 
-def _dmd(**changes: float) -> DistilConfig:
+def _dmd() -> DistilConfig:
     """Stage 2: softened reverse KL with the ratio of stage 1; no guidance, no text to drop."""
     settings = DmdSettings(
         divergence="soft_rkl", guidance=GuidanceScale(scale=1.0), critic_space="velocity"
     )
     return DistilConfig(
-        name="dmd", settings=settings, student_rate=2e-5, judge_rate=1e-4, **changes
+        name="dmd", seconds=200, settings=settings, student_rate=2e-5, judge_rate=1e-4
     )
 
 
@@ -72,8 +72,8 @@ def full() -> CompactRecipe:
         stages=(
             PretrainConfig(name="regression", seconds=160, perceptual_weight=0.4),
             PretrainConfig(name="teacher", seconds=220, learning_rate=3e-4, diffusion=True),
-            _gan(seconds=170),
-            _dmd(seconds=200),
+            _gan(),
+            _dmd(),
         ),
         teacher_steps=(1, 4, 8, 50),
     )
@@ -99,8 +99,8 @@ def debug() -> CompactRecipe:
                 name="regression", seconds=60, max_steps=6, batch_size=2, perceptual_weight=0.3
             ),
             PretrainConfig(name="teacher", seconds=60, max_steps=6, batch_size=2, diffusion=True),
-            _gan(seconds=60, max_steps=3, batch_size=2, warmup_turns=2),
-            _dmd(seconds=60, max_steps=3, batch_size=2, warmup_turns=2),
+            replace(_gan(), max_steps=3, batch_size=2, warmup_turns=2),
+            replace(_dmd(), max_steps=3, batch_size=2, warmup_turns=2),
         ),
         teacher_steps=(1, 4),
     )

@@ -115,11 +115,11 @@ def read_card(path: Path) -> CompactCard:
     try:
         content = json.loads(file.read_text())
         schema = content.pop("schema")
-        config = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in content.pop("config").items()
-        }
+        shape = content.pop("config")
+        for name in ("widths", "num_blocks"):
+            shape[name] = tuple(shape[name])
         parts = tuple(content.pop("parts"))
-        card = CompactCard(config=CompactConfig(**config), parts=parts, **content)
+        card = CompactCard(config=CompactConfig(**shape), parts=parts, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{file} is not the config of a compact model of this version: {error}."

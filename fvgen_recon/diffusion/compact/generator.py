@@ -12,6 +12,7 @@ from fvgen_recon.diffusion.backbone import VideoModel
 from fvgen_recon.diffusion.compact.checkpoint import load_compact
 from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources, stack_guidance
 from fvgen_recon.diffusion.sampler import FewStepKind, denoiser, sample_few_steps, seeded_noise
+from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.errors import InputError
 from fvgen_recon.types import Guidance
 
@@ -60,7 +61,9 @@ class CompactGenerator:
         if len(guidance) < 2:
             raise InputError(f"A clip needs at least two frames: {len(guidance)} came.")
         codec = self.model.codec
+        schedule = self.model.schedule
         assert isinstance(codec, CompactCodec)
+        assert isinstance(schedule, SamplingSchedule)
         height, width = guidance.frames.shape[-2:]
         multiple = codec.size_multiple
         pad = (-height % multiple, -width % multiple)
@@ -69,7 +72,6 @@ class CompactGenerator:
         rng = torch.Generator().manual_seed(seed)
         shape = (1, codec.latent_channels, *condition.concat.shape[2:])
         x_T = torch.randn(shape, generator=rng).to(self.device)
-        schedule = self.model.schedule
         z = sample_few_steps(
             denoiser(self.model.backbone, condition),
             x_T,

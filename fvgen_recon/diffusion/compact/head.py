@@ -31,7 +31,9 @@ class CopyHead(nn.Module):
         nn.init.zeros_(self.conv.weight)
         start = torch.tensor(_START_LOGITS).repeat_interleave(area)
         with torch.no_grad():
-            self.conv.bias.zero_()[: len(start)].copy_(start)
+            assert self.conv.bias is not None
+            self.conv.bias.zero_()
+            self.conv.bias[: len(start)] = start
 
     def forward(
         self, features: Float[Tensor, "N C h w"], condition: Float[Tensor, "N Cc h w"]

@@ -8,6 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Make a layer's output zero, so that the residual around it starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel, so that no pixel depends on the image's size."""
 
@@ -28,7 +34,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.net = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, level: Float[Tensor, "B"]) -> Float[Tensor, "B E"]:
         """Embed noise levels in [0, 1]."""
@@ -36,7 +42,7 @@ class TimeEmbedding(nn.Module):
         rate = torch.arange(half, device=level.device, dtype=torch.float32)
         angle = 1000.0 * level.float()[:, None] * torch.exp(-math.log(10000.0) * rate / half)
         wave = torch.cat([angle.cos(), angle.sin()], dim=1)
-        return self.net(wave.to(self.net[0].weight.dtype))
+        return self.last(F.silu(self.first(wave.to(self.first.weight.dtype))))
 
 
 class Block(nn.Module):
@@ -50,8 +56,7 @@ class Block(nn.Module):
         self.mix = nn.Conv2d(3 * width, width, 1)
         self.modulate = nn.Linear(embedding, 2 * width)
         for layer in (self.conv2, self.mix, self.modulate):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            start_at_zero(layer)
 
     def forward(
         self, x: Float[Tensor, "N C h w"], embedding: Float[Tensor, "B E"]
@@ -88,12 +93,9 @@ class Attention(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
-        for layer in (self.out, self.mlp[2]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        for layer in (self.out, self.narrow):
+            start_at_zero(layer)
 
     def forward(
         self, x: Float[Tensor, "N C h w"], phase: Float[Tensor, "S D"]
@@ -106,7 +108,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(rotate(q, phase), rotate(k, phase), v)
         tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.narrow(F.silu(self.widen(self.norm2(tokens))))
         return tokens.reshape(num_maps, height, width, channels).permute(0, 3, 1, 2)
 
 

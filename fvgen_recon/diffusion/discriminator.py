@@ -19,14 +19,15 @@ class FeatureHead(nn.Module):
     at zero, so that an untrained head says "undecided" (r = 1) everywhere.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, kernel_size: int) -> None:
         super().__init__()
+        padding = kernel_size // 2
         groups = max(1, width // _GROUP_SIZE)
         self.body = nn.Sequential(
-            nn.Conv3d(channels, width, 3, stride=(1, 2, 2), padding=1),
+            nn.Conv3d(channels, width, kernel_size, stride=(1, 2, 2), padding=padding),
             nn.GroupNorm(groups, width),
             nn.SiLU(),
-            nn.Conv3d(width, width, 3, stride=2, padding=1),
+            nn.Conv3d(width, width, kernel_size, stride=2, padding=padding),
             nn.GroupNorm(groups, width),
             nn.SiLU(),
         )
@@ -53,6 +54,7 @@ class ClipDiscriminator(nn.Module):
         channels: Channels of each selected feature.
         layers: Which of the backbone's mid features to look at; 0 is the bottleneck, as in FVGen.
         width: Channels inside the heads; below or a multiple of 32.
+        kernel_size: Of the 3D convolutions; odd.
 
     Raises:
         InputError: The lists differ in length, are empty, or the width does not fit.
@@ -61,17 +63,26 @@ class ClipDiscriminator(nn.Module):
     temperature: Tensor
 
     def __init__(
-        self, channels: Sequence[int], *, layers: Sequence[int] = (0,), width: int = 256
+        self,
+        channels: Sequence[int],
+        *,
+        layers: Sequence[int] = (0,),
+        width: int = 256,
+        kernel_size: int = 3,
     ) -> None:
         super().__init__()
-        if len(channels) != len(layers) or not layers or width % max(1, width // _GROUP_SIZE):
+        if (
+            len(channels) != len(layers)
+            or not layers
+            or (width > _GROUP_SIZE and width % _GROUP_SIZE)
+        ):
             raise InputError(
                 "A discriminator needs one number of channels for each selected layer and a width "
                 f"below or a multiple of {_GROUP_SIZE}: {list(channels)} for layers {list(layers)} "
                 f"and width {width} came."
             )
         self.layers = tuple(layers)
-        self.heads = nn.ModuleList([FeatureHead(c, width) for c in channels])
+        self.heads = nn.ModuleList([FeatureHead(c, width, kernel_size) for c in channels])
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(

@@ -164,7 +164,8 @@ class PhaseSettings:
     ema_start: int = 200
     """Step of the phase from which the average is taken; before that it is the student itself."""
     calibrate: int = 0
-    """Batches with which the discriminator's temperature is fitted at the end of the phase."""
+    """Updates' worth of clips on which the discriminator's temperature is fitted at the end of
+    the phase; 0 leaves it at 1."""
     promote: bool = False
     """At the end of the phase the average becomes teacher, student and critic."""
 
@@ -225,7 +226,7 @@ class LoraSettings:
 
     rank: int = 64
     """Rank of the update of each layer."""
-    alpha: float = 64.0
+    alpha: int = 64
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names (or ends of names) of the layers; "all-linear" for every linear layer."""

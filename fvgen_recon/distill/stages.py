@@ -43,6 +43,7 @@ from fvgen_recon.distill.randomness import StepRng
 from fvgen_recon.distill.role import RoleLosses, Roles, StepReport, Turn
 from fvgen_recon.distill.rollout import (
     NoiseRange,
+    RolloutSettings,
     guided_x0,
     predict_x0,
     student_sample,
@@ -291,6 +292,23 @@ def _disc_report(roles: Roles, real: Tensor, fake: Tensor, t: Int[Tensor, "B"]) 
         scalars={"logit/real": real.detach().mean(), "logit/fake": fake.detach().mean()},
         accuracy=binned_accuracy(real, fake, t, roles.schedule.num_timesteps),
     )
+
+
+def disc_logits(
+    roles: Roles,
+    batch: TrainingBatch,
+    rng: StepRng,
+    rollout: RolloutSettings,
+    noise: NoiseRange,
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """Return raw logits of real and of generated clips on the teacher's features."""
+    with torch.no_grad():
+        fake = student_sample(roles, batch, rng, rollout)
+        t, x_t = _noised_pair(roles, batch, fake, rng, noise)
+        twice = join_conditions([batch.condition, batch.condition])
+        _, features = roles.need_teacher()(x_t, torch.cat([t, t]), twice, return_mid=True)
+        real, false = roles.frozen_logit(features).chunk(2)
+    return real, false
 
 
 def _student_logit(

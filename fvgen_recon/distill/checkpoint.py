@@ -1,0 +1,181 @@
+"""Checkpoints: safetensors and JSON in one folder each, written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fvgen_recon
+from fvgen_recon.distill.parallel import Processes, spread_like, wait_for_all, whole
+from fvgen_recon.errors import WeightsError
+
+_SCHEMA = 1
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointState:
+    """What a checkpoint says besides tensors. Noise needs no state: it depends on the tick only."""
+
+    tick: int
+    """Updates done."""
+    settings: Mapping[str, object]
+    """The settings of the run, as JSON."""
+    gradient_norms: Mapping[str, list[float]]
+    """What the divergence guard has seen."""
+
+
+def trained_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the named weights, and all buffers, of a network."""
+    parameters = dict(module.named_parameters())
+    return {name: parameters[name] for name in names} | dict(module.named_buffers())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Return the state of an optimizer by weight name; empty before its first step."""
+    parameters = optimizer.param_groups[0]["params"]
+    assert len(parameters) == len(names)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    parameters = optimizer.param_groups[0]["params"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+        prefix = f"{name}/"
+        found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        state[index] = {
+            key: value if value.ndim == 0 else spread_like(value, parameter)
+            for key, value in found.items()
+        }
+    whole_state = optimizer.state_dict()
+    whole_state["state"] = {i: s for i, s in state.items() if s}
+    optimizer.load_state_dict(whole_state)
+
+
+@torch.no_grad()
+def load_tensors(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], origin: str) -> None:
+    """Copy stored tensors into weights.
+
+    Raises:
+        WeightsError: Names or shapes differ.
+    """
+    if targets.keys() != values.keys():
+        odd = sorted(targets.keys() ^ values.keys())
+        raise WeightsError(
+            f"{origin} does not fit this network: {len(odd)} tensors are missing or unknown, such "
+            f"as {odd[0]}. Was it made with other settings?"
+        )
+    for name, target in targets.items():
+        if target.shape != values[name].shape:
+            raise WeightsError(
+                f"{origin}: {name} has shape {list(values[name].shape)}, {list(target.shape)} was "
+                "expected."
+            )
+        target.copy_(spread_like(values[name].to(target.dtype), target))
+
+
+def save_checkpoint(
+    folder: Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    state: CheckpointState,
+    processes: Processes,
+    *,
+    keep_last: int,
+) -> Path:
+    """Write a checkpoint and delete the oldest ones.
+
+    Every process must call it, since shards are gathered; the main one writes.
+
+    Args:
+        folder: Where checkpoints live.
+        files: Tensors of each safetensors file, by its stem.
+        state: What else there is to say.
+        processes: Who takes part.
+        keep_last: How many checkpoints stay.
+
+    Returns:
+        The folder of the new checkpoint.
+    """
+    final = folder / f"{state.tick:09d}"
+    part = folder / f".{final.name}.part"
+    if processes.is_main:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    for stem, tensors in files.items():
+        gathered = {name: whole(value.detach()) for name, value in tensors.items()}
+        if processes.is_main and gathered:
+            flat = {k: v.to("cpu", copy=True).contiguous() for k, v in gathered.items()}
+            save_file(flat, part / f"{stem}.safetensors")
+    if processes.is_main:
+        content = {
+            "schema": _SCHEMA,
+            "version": fvgen_recon.__version__,
+            "tick": state.tick,
+            "settings": state.settings,
+            "gradient_norms": state.gradient_norms,
+        }
+        (part / _STATE).write_text(json.dumps(content, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        for old in list_checkpoints(folder)[:-keep_last]:
+            shutil.rmtree(old)
+    wait_for_all(processes)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.isdigit() and (p / _STATE).is_file())
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """Read what a checkpoint says besides tensors.
+
+    Raises:
+        WeightsError: It is missing, damaged or of another schema.
+    """
+    try:
+        content = json.loads((checkpoint / _STATE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{checkpoint} is no readable checkpoint: {error}.") from error
+    if content.get("schema") != _SCHEMA:
+        raise WeightsError(
+            f"{checkpoint} has schema {content.get('schema')}, {_SCHEMA} was expected: it comes "
+            "from another version."
+        )
+    return CheckpointState(
+        tick=content["tick"],
+        settings=content["settings"],
+        gradient_norms=content["gradient_norms"],
+    )
+
+
+def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
+    """Read one file of a checkpoint; empty if it was empty when written.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = checkpoint / f"{stem}.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise WeightsError(f"{path} is damaged: {error}.") from error

@@ -1,0 +1,168 @@
+"""Several processes: who is who, copies (DDP) and shards (FSDP2) of networks, averages.
+
+Start with `torchrun` or `accelerate launch`, on one machine or many; both are understood.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from fvgen_recon.errors import MissingDependencyError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processes:
+    """The processes that train together."""
+
+    rank: int
+    """Number of this one."""
+    count: int
+    """How many there are."""
+    device: torch.device
+    """What this one computes on."""
+
+    @property
+    def is_main(self) -> bool:
+        """True for the process that writes files and logs."""
+        return self.rank == 0
+
+
+def start_processes(*, cpu: bool = False) -> Processes:
+    """Join the group that the launcher set up; a plain `python` is a group of one."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    device = torch.device(state.device or "cpu")
+    return Processes(rank=state.process_index, count=state.num_processes, device=device)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the parts of a network that are sharded, recomputed and compiled one by one.
+
+    They are the elements of its outermost `nn.ModuleList`s, which is how UNets and transformers
+    hold their layers. Elements that are containers themselves are not split further.
+    """
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            found.extend(child)
+        else:
+            found.extend(blocks(child))
+    return [b for b in found if any(True for _ in b.parameters())]
+
+
+def checkpoint_activations(module: nn.Module) -> None:
+    """Recompute the blocks of a network in the backward pass instead of storing what they did."""
+    for block in blocks(module):
+        plain = block.forward
+
+        def recomputed(*args: object, _plain=plain, **kwargs: object) -> object:
+            if not torch.is_grad_enabled():
+                return _plain(*args, **kwargs)
+            return checkpoint(_plain, *args, use_reentrant=False, **kwargs)
+
+        block.forward = recomputed
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile the blocks of a network: far quicker than compiling it whole, nearly as fast."""
+    for block in blocks(module):
+        block.compile()
+
+
+def replicate(module: nn.Module, processes: Processes) -> nn.Module:
+    """Wrap a network that trains in every process; its gradients are averaged."""
+    if processes.count == 1:
+        return module
+    devices = [processes.device.index] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "bf16"]) -> None:
+    """Spread the weights of a network over the processes, in place (FSDP2).
+
+    Accelerate's own FSDP2 takes one model a program; distillation has four, hence PyTorch's here.
+
+    Raises:
+        MissingDependencyError: This PyTorch has no FSDP2.
+    """
+    try:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    except ImportError as error:
+        raise MissingDependencyError(
+            "parallel 'fsdp' needs PyTorch 2.6 or newer: update it, or use 'ddp'."
+        ) from error
+    mesh = dist.init_device_mesh(processes.device.type, (processes.count,))
+    # Inputs are left alone: a time such as 999 has no bfloat16, and autocast does the rest.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gradient_sync(modules: list[nn.Module], enabled: bool) -> Iterator[None]:
+    """Average gradients over the processes in this backward pass, or only add them up locally."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in modules:
+        if isinstance(module, DistributedDataParallel):
+            module.require_backward_grad_sync = enabled
+        elif isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(enabled)
+    yield
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process' shard of a tensor, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(value: Tensor, like: Tensor) -> Tensor:
+    """Shard a whole tensor as another one is, or just move it to the same device."""
+    value = value.to(like.device)
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements)
+
+
+def mean_over_processes(values: Tensor, processes: Processes) -> Tensor:
+    """Average a tensor over all processes."""
+    if processes.count > 1:
+        dist.all_reduce(values)
+        values = values / processes.count
+    return values
+
+
+def gather(values: Tensor, processes: Processes) -> Tensor:
+    """Concatenate tensors of equal shape from all processes."""
+    if processes.count == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(processes.count)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Let all processes come to this point."""
+    if processes.count > 1:
+        dist.barrier()

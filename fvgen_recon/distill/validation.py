@@ -1,0 +1,102 @@
+"""What a person looks at while training: fixed clips, side by side, and a few numbers."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.diffusion.backbone import Codec
+from fvgen_recon.diffusion.sampler import GuidanceScale
+from fvgen_recon.distill.data import TrainingBatch
+from fvgen_recon.distill.randomness import step_rng
+from fvgen_recon.distill.role import Roles
+from fvgen_recon.distill.rollout import RolloutSettings, guided_x0, predict_x0, sample_student
+
+_SEED = 20_250
+_PANEL_TIME = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationClips:
+    """Clips that are never trained on, the same at each validation."""
+
+    clips: TrainingBatch
+    """Latents and conditions."""
+    renders: Float[Tensor, "B T 3 H W"]
+    """What the clips were conditioned on, to look at."""
+    truth: Float[Tensor, "B T 3 H W"]
+    """The photos."""
+    codec: Codec
+    """Turns latents into frames."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationReport:
+    """The outcome of a validation."""
+
+    psnr: float
+    """Of the few-step student, in dB, mean over clips."""
+    psnr_one_step: float
+    """Of the student's answer to pure noise alone; far above `psnr`, the steps only add grain."""
+    panel: Float[Tensor, "3 H W"]
+    """Rows of clips; columns render, teacher, critic's x0, student, truth."""
+
+
+@torch.no_grad()
+def validate(
+    roles: Roles,
+    validation: ValidationClips,
+    rollout: RolloutSettings,
+    guidance: GuidanceScale,
+) -> ValidationReport:
+    """Sample the student on the fixed clips, always with the same noise.
+
+    Teacher and critic each show their x0 from the same half-noised sample of the student: where
+    they differ the student is still being moved; a critic that shows something else than the
+    student is not following. A missing network leaves its column grey.
+    """
+    clips = validation.clips
+    rng = step_rng(_SEED, 0, range(len(clips)), clips.x0.device)
+    simulated = replace(rollout, inputs="simulated")
+    fake = sample_student(roles, clips, rng, simulated)
+    rng = step_rng(_SEED, 0, range(len(clips)), clips.x0.device)
+    one_step = sample_student(roles, clips, rng, replace(simulated, num_steps=1))
+    time = round(_PANEL_TIME * (roles.schedule.num_timesteps - 1))
+    t = torch.full((len(clips),), time, device=fake.device)
+    x_t = roles.schedule.add_noise(fake, rng.normal(fake), t)
+    frames = validation.codec.decode(fake)
+    grey = torch.full_like(frames, 0.5)
+    teacher = critic = grey
+    if roles.teacher is not None:
+        x0, _ = guided_x0(roles, x_t, t, clips.condition, guidance)
+        teacher = validation.codec.decode(x0)
+    if roles.critic is not None:
+        x0 = predict_x0(roles.critic, roles.schedule, x_t, t, clips.condition)
+        critic = validation.codec.decode(x0)
+    columns = (validation.renders, teacher, critic, frames, validation.truth)
+    one_frames = validation.codec.decode(one_step)
+    return ValidationReport(
+        psnr=mean_psnr(frames, validation.truth),
+        psnr_one_step=mean_psnr(one_frames, validation.truth),
+        panel=panel([c.float() for c in columns]),
+    )
+
+
+def mean_psnr(frames: Float[Tensor, "B T 3 H W"], truth: Float[Tensor, "B T 3 H W"]) -> float:
+    """Return the PSNR in dB of each clip, averaged over clips; 99 where they are equal."""
+    error = (frames.float() - truth.float()).square().mean(dim=(1, 2, 3, 4)).clamp_min(10**-9.9)
+    return float((-10 * error.log10()).mean())
+
+
+def panel(columns: list[Float[Tensor, "B T 3 H W"]], max_rows: int = 4) -> Float[Tensor, "3 Y X"]:
+    """Lay out the middle frame of each clip: clips downwards, columns to the right."""
+    middle = columns[0].shape[1] // 2
+    rows = [
+        torch.cat([column[i, middle] for column in columns], dim=-1)
+        for i in range(min(max_rows, columns[0].shape[0]))
+    ]
+    picture = torch.cat(rows, dim=-2).clamp(0, 1).cpu()
+    assert math.prod(picture.shape) > 0
+    return picture

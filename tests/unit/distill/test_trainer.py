@@ -1,0 +1,257 @@
+"""The loop: exact resume, the same numbers however the work is spread, guards and checkpoints."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from unit.distill.tiny import tiny_batch, tiny_roles
+
+from fvgen_recon.diffusion.sampler import GuidanceScale
+from fvgen_recon.distill.checkpoint import list_checkpoints, read_state
+from fvgen_recon.distill.config import (
+    DiffusionSettings,
+    DmdSettings,
+    GanSettings,
+    OdeSettings,
+    OptimizerSettings,
+    PhaseSettings,
+    RegressionSettings,
+    TrainSettings,
+)
+from fvgen_recon.distill.data import MemoryClips
+from fvgen_recon.distill.ensemble import Networks
+from fvgen_recon.distill.parallel import Processes
+from fvgen_recon.distill.role import Roles
+from fvgen_recon.distill.tracker import FileTracker, LineTracker, TensorBoardTracker
+from fvgen_recon.distill.trainer import Trainer
+from fvgen_recon.errors import InputError, TrainingError, WeightsError
+
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+PLAIN = GuidanceScale(scale=1.0, rescale=0.0)
+FAST = OptimizerSettings(learning_rate=1e-3, warmup_steps=2, decay="cosine")
+
+
+def phase(name: str, stage: object, num_steps: int = 2, **changes: object) -> PhaseSettings:
+    return PhaseSettings(
+        name=name,
+        stage=stage,  # pyright: ignore[reportArgumentType]
+        num_steps=num_steps,
+        judge_turns=2,
+        student=FAST,
+        critic=FAST,
+        disc=FAST,
+        ema_start=1,
+        ema_decay=0.5,
+        **changes,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def all_phases() -> tuple[PhaseSettings, ...]:
+    return (
+        phase("regression", RegressionSettings()),
+        phase("diffusion", DiffusionSettings(space="velocity"), promote=True),
+        phase("ode", OdeSettings(guidance=PLAIN, teacher_steps=4)),
+        phase("gan", GanSettings(), calibrate=2),
+        phase("dmd", DmdSettings(), num_steps=3),
+        phase("dmd2", DmdSettings(train_disc=True, gan_weight=0.1, disc_on="critic")),
+    )
+
+
+def settings(phases: tuple[PhaseSettings, ...], **changes: object) -> TrainSettings:
+    base = TrainSettings(
+        phases=phases, batch_size=2, precision="fp32", log_every=1, checkpoint_every=0
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def networks(roles: Roles) -> Networks:
+    return Networks(
+        schedule=roles.schedule,
+        student=roles.student,
+        teacher=roles.teacher,
+        critic=roles.critic,
+        disc=roles.plain_disc,
+    )
+
+
+def make(how: TrainSettings, folder: Path, **changes: object) -> Trainer:
+    source = MemoryClips(clips=tiny_batch(6), seed=1, device=torch.device("cpu"))
+    return Trainer(how, networks(tiny_roles()), source, folder, processes=ALONE, **changes)
+
+
+def everything(trainer: Trainer) -> dict[str, Tensor]:
+    return {
+        f"{stem}/{name}": value.detach().clone()
+        for stem, tensors in trainer.ensemble.tensors().items()
+        for name, value in tensors.items()
+    }
+
+
+# Stops inside a student step, at the border of a phase, and inside every stage.
+@pytest.mark.parametrize("stop", [1, 4, 8, 13, 17, 24])
+def test_resumed_run_is_bit_for_bit_the_straight_one(stop: int, tmp_path: Path) -> None:
+    how = settings(all_phases())
+    straight = make(how, tmp_path / "straight", trackers=[FileTracker(tmp_path / "a")])
+    straight.run()
+    first = make(how, tmp_path / "parts", trackers=[FileTracker(tmp_path / "b")])
+    first.run(stop_after=stop)
+    first.save()
+    second = make(how, tmp_path / "parts", trackers=[FileTracker(tmp_path / "b")])
+    assert second.resume()
+    assert second.tick == stop
+    second.run()
+    want, got = everything(straight), everything(second)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        assert torch.equal(value, got[name]), name
+    lines = [(tmp_path / part / "metrics.jsonl").read_text().splitlines() for part in "ab"]
+    losses = [json.loads(part[-1])["loss/student"] for part in lines]
+    assert losses[0] == losses[1]
+
+
+def test_every_phase_changes_its_roles_and_no_others(tmp_path: Path) -> None:
+    trainer = make(settings(all_phases()), tmp_path)
+    changed = []
+    for ticks in (2, 2, 2, 6, 9, 6):
+        before = everything(trainer)
+        trainer.run(stop_after=ticks)
+        after = everything(trainer)
+        moved = {n.split("/")[0] for n in before if not torch.equal(before[n], after[n])}
+        changed.append(moved - {"ema"})
+    assert changed == [
+        {"student"},
+        {"student", "teacher", "critic"},  # promoted at its end
+        {"student"},
+        {"student", "disc"},
+        {"student", "critic"},
+        {"student", "critic", "disc"},
+    ]
+
+
+def test_promotion_copies_the_average(tmp_path: Path) -> None:
+    trainer = make(settings(all_phases()[:2]), tmp_path)
+    trainer.run()
+    averaged = dict(trainer.ensemble.ema.named_parameters())
+    assert trainer.ensemble.teacher is not None
+    for module in (trainer.ensemble.teacher, *trainer.ensemble.plain.values()):
+        if module is trainer.ensemble.plain["disc"]:
+            continue
+        for name, value in module.named_parameters():
+            assert torch.equal(value, averaged[name])
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    results = []
+    for size, parts in ((4, 1), (2, 2), (1, 4)):
+        how = settings(all_phases()[3:5], batch_size=size, accumulation=parts)
+        trainer = make(how, tmp_path / str(size))
+        trainer.run(stop_after=6)
+        results.append(everything(trainer))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            torch.testing.assert_close(value, other[name], rtol=1e-4, atol=2e-5)
+
+
+def test_average_follows_its_definition(tmp_path: Path) -> None:
+    trainer = make(settings((phase("r", RegressionSettings(), num_steps=3),)), tmp_path)
+    seen = []
+    for _ in range(3):
+        trainer.run(stop_after=1)
+        seen.append(trainer.ensemble.plain["student"].last.bias.detach().clone())
+    want = 0.5 * (0.5 * seen[0] + 0.5 * seen[1]) + 0.5 * seen[2]
+    torch.testing.assert_close(trainer.ensemble.ema.last.bias, want)
+
+
+def test_bf16_backward_simulation_still_reaches_the_weights(tmp_path: Path) -> None:
+    """The cast cache of autocast would cut the gradient of weights first used under no_grad."""
+    trainer = make(settings(all_phases()[3:4], precision="bf16"), tmp_path)
+    before = everything(trainer)
+    trainer.run(stop_after=6)
+    after = everything(trainer)
+    moved = [n for n in before if n.startswith("student/") and not torch.equal(before[n], after[n])]
+    assert len(moved) == sum(n.startswith("student/") for n in before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_change_nothing(precision: str, tmp_path: Path) -> None:
+    results = []
+    for flag in (False, True):
+        how = settings(all_phases()[3:5], precision=precision, activation_checkpointing=flag)
+        trainer = make(how, tmp_path / str(flag))
+        trainer.run(stop_after=9)
+        results.append(everything(trainer))
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=0, atol=0)
+
+
+def test_checkpoints_are_kept_and_complete(tmp_path: Path) -> None:
+    how = settings(all_phases()[:1], checkpoint_every=1, keep_last=1)
+    trainer = make(how, tmp_path)
+    trainer.run()
+    kept = list_checkpoints(tmp_path / "checkpoints")
+    assert [p.name for p in kept] == ["000000002"]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    state = read_state(kept[0])
+    stages = state.settings["phases"]
+    assert isinstance(stages, list)
+    assert stages[0]["stage"]["kind"] == "RegressionSettings"
+    (kept[0] / "student.safetensors").write_bytes(b"torn")
+    with pytest.raises(WeightsError, match="damaged"):
+        make(how, tmp_path).resume()
+
+
+def test_other_settings_are_refused_on_resume(tmp_path: Path) -> None:
+    how = settings(all_phases()[:1])
+    trainer = make(how, tmp_path)
+    trainer.run()
+    with pytest.raises(InputError, match=r"other settings \(seed\)"):
+        make(dataclasses.replace(how, seed=5), tmp_path).resume()
+    assert make(dataclasses.replace(how, log_every=7), tmp_path).resume()
+    assert not make(how, tmp_path / "elsewhere").resume()
+
+
+def test_numbers_that_are_not_finite_stop_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    how = settings(all_phases()[:1])
+    roles = tiny_roles()
+    with torch.no_grad():
+        roles.student.last.bias.fill_(torch.nan)
+    source = MemoryClips(clips=tiny_batch(6), seed=1, device=torch.device("cpu"))
+    trainer = Trainer(how, networks(roles), source, tmp_path, processes=ALONE)
+    with pytest.raises(TrainingError, match="not finite in phase regression at step 1"):
+        trainer.run()
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_exploding_gradients_stop_the_run(tmp_path: Path) -> None:
+    how = settings((phase("regression", RegressionSettings(), num_steps=20),))
+    how = dataclasses.replace(how, divergence_factor=3.0)
+    trainer = make(how, tmp_path)
+    trainer.run(stop_after=8)
+    trainer._source.clips.x0.mul_(1e4)  # pyright: ignore[reportAttributeAccessIssue]
+    trainer._source.clips.condition.concat.mul_(1e4)  # pyright: ignore
+    with pytest.raises(TrainingError, match="student's gradient norm"):
+        trainer.run()
+
+
+def test_trackers_get_curves_and_time_left(tmp_path: Path) -> None:
+    lines: list[str] = []
+    trackers = [LineTracker(lines.append), TensorBoardTracker(tmp_path / "board")]
+    trainer = make(settings(all_phases()[3:5]), tmp_path, trackers=trackers)
+    trainer.run()
+    for tracker in trackers:
+        tracker.close()
+    assert len(lines) == 5
+    assert lines[0].startswith("gan 1/5")
+    assert "left" in lines[0]
+    assert "disc" in lines[0]
+    assert list((tmp_path / "board").iterdir())
+
+
+def test_missing_networks_are_told(tmp_path: Path) -> None:
+    given = dataclasses.replace(networks(tiny_roles()), critic=None)
+    source = MemoryClips(clips=tiny_batch(2), seed=1, device=torch.device("cpu"))
+    with pytest.raises(InputError, match="Phase dmd trains a critic"):
+        Trainer(settings(all_phases()), given, source, tmp_path, processes=ALONE)

@@ -5,9 +5,6 @@
 which carries its weights, is installed. What is missing is said once.
 """
 
-import contextlib
-import io
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +30,7 @@ def load_metrics(device: torch.device) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
     if lpips_backbone().exists():
         metrics["lpips"] = _load_lpips(device)
-    if find_spec("stlpips_pytorch") and find_spec("torchsummary"):
+    if find_spec("stlpips_pytorch"):
         metrics["st_lpips"] = _load_st_lpips(device)
     return metrics
 
@@ -46,13 +43,10 @@ def _load_lpips(device: torch.device) -> Metric:
 
 
 def _load_st_lpips(device: torch.device) -> Metric:
-    from stlpips_pytorch import stlpips
+    from fvgen_recon.evaluation.feature import load_stlpips
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # The package uses names that torchvision deprecates.
-        network = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
-    network = network.to(device).eval()
-    return lambda first, second: network(first, second, normalize=True).mean()
+    network = load_stlpips("alex").to(device)
+    return lambda first, second: network(first, second).mean()
 
 
 class PerceptualMetrics:

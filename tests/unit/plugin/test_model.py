@@ -10,6 +10,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
 from fvgen_nerfstudio.gaussian import NAMES
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+from fvgen_nerfstudio.perceptual import PerceptualMetrics
 from fvgen_recon.errors import WeightsError
 
 
@@ -202,3 +203,15 @@ def test_the_viewers_camera_and_crop_box_work():
     assert 0 < cropped.sum() < whole.sum()
     assert empty["accumulation"].sum() == 0
     assert empty["rgb"].shape == (24, 36, 3)
+
+
+def test_st_lpips_is_reported_under_its_own_name(monkeypatch, tmp_path, rng):
+    pytest.importorskip("stlpips_pytorch")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    metrics = PerceptualMetrics(lambda _: None)
+    image = torch.rand(1, 3, 64, 96, generator=rng)
+    noisy = (image + 0.3 * torch.rand(1, 3, 64, 96, generator=rng)).clamp(0, 1)
+    assert set(metrics.measure(image, noisy)) == {"st_lpips"}
+    assert metrics.measure(image, image)["st_lpips"] == pytest.approx(0, abs=1e-6)
+    noisy_distance = metrics.measure(image, noisy)["st_lpips"]
+    assert 1e-3 < noisy_distance < metrics.measure(image, torch.zeros_like(image))["st_lpips"]

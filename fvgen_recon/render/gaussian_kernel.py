@@ -39,10 +39,8 @@ def run_chunks(function: Callable[..., None], total: int, chunk: int, *args: Any
         for start in starts:
             function(start, min(start + chunk, total), *args)
         return
-    # The first range compiles the kernel, where need be, before several threads ask for it.
-    function(0, min(chunk, total), *args)
     with ThreadPoolExecutor(num_threads) as pool:
-        calls = [pool.submit(function, i, min(i + chunk, total), *args) for i in starts[1:]]
+        calls = [pool.submit(function, i, min(i + chunk, total), *args) for i in starts]
     for call in calls:
         call.result()
 

@@ -2,9 +2,9 @@
 
 Both compute in float32, in different orders and with different exponentials, and both rasterisers
 decide by thresholds: a Gaussian counts in a pixel from an opacity of 1/255, a radius is rounded
-up, a pixel is finished at a transmittance of 1e-4. Rounding flips few such decisions, each of them
-moving a pixel by a few thousandths; an expected depth may jump from nothing to a few units at the rim
-of what is seen. So most numbers must agree closely and all of them in the norm. Noise of a
+up, a pixel is finished at a transmittance of 1e-4. Rounding flips a few of these decisions, which
+moves pixels by a few thousandths; an expected depth may jump from nothing to a few units at the
+rim of what is seen. So most numbers must agree closely and all of them in the norm. Noise of a
 millionth in the inputs of the CPU kernels changes images by up to 4e-5 and gradients by up to
 1.2e-3 in the norm here; the bounds leave a factor of eight or more, and are a hundredth of what a
 missing term or a wrong sign does.

@@ -16,6 +16,7 @@ _NUM_PLANES = 128
 _NUM_SOURCES = 2
 _NEAREST = 2.0  # the nearest depth tried is the baseline over this
 _MIN_MATCHES = 24
+_MIN_FRACTION = 0.03
 _QUANTILES = (0.02, 0.98)
 
 
@@ -47,7 +48,8 @@ def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float
     span = torch.stack([near * 1e-3, near], dim=1)
     for _ in range(2):
         inverse_depth, reliable = _sweep(images, cameras, sources, span)
-        if int(reliable.sum()) < _MIN_MATCHES:
+        least = max(_MIN_MATCHES, _MIN_FRACTION * reliable.numel())
+        if int(reliable.sum()) < least:
             raise InputError(
                 "The input views show nothing in common that could be matched: choose views that "
                 "overlap more, and check that the poses belong to these photos."
@@ -88,7 +90,9 @@ def _span_of_matches(
     ends, quartiles = [], []
     at = torch.tensor([*_QUANTILES, 0.25, 0.5, 0.75], dtype=z.dtype, device=z.device)
     for depth, mask in zip(z, seen, strict=True):
-        values = 1 / (depth[mask] if int(mask.sum()) >= _MIN_MATCHES else depth[depth > 0])
+        # A view that sees no match of the others borrows their depths.
+        known = int(mask.sum()) >= _MIN_MATCHES
+        values = 1 / depth[mask] if known else inverse_depth[reliable]
         found = torch.quantile(values, at)
         ends.append(found[:2])
         quartiles.append(found[2:])

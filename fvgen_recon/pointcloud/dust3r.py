@@ -127,6 +127,11 @@ class Dust3r:
         if self.keep_cameras:
             return xyz * unit
         poses = optimiser.get_im_poses().detach().to(xyz)
+        if not bool(torch.isfinite(poses).all()):
+            raise InputError(
+                "DUSt3R could not work out poses for these views: keep the known cameras, or "
+                "choose views that overlap more."
+            )
         return align_cameras(poses, cameras).apply(xyz)
 
 

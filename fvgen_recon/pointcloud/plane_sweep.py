@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
-from fvgen_recon.pointcloud.confidence import Evidence, count_agreement, estimate_confidence
-from fvgen_recon.pointcloud.consistency import compare_depth
+from fvgen_recon.pointcloud.confidence import Evidence, estimate_confidence, gather_evidence
 from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
 from fvgen_recon.pointcloud.fill import spread_guided
@@ -112,10 +111,11 @@ class PlaneSweep:
         label, clarity = pick_label(total)
         spacing = hypotheses[:, 1] - hypotheses[:, 0]
         inverse_depth = hypotheses[:, 0] + label * spacing
-        evidence = Evidence(
+        evidence = gather_evidence(
             score=scores.gather(1, label.round().long()[:, None])[:, 0],
             clarity=clarity,
-            num_agree=count_agreement(compare_depth(inverse_depth, cameras)),
+            inverse_depth=inverse_depth,
+            cameras=cameras,
         )
         return inverse_depth, evidence
 

@@ -20,18 +20,17 @@ class WeightStatistics:
     mean: Float[Tensor, ""]
     low: Float[Tensor, ""]
     high: Float[Tensor, ""]
-    effective_share: Float[Tensor, ""]
-    """Effective sample size over batch size, (sum h)^2 / (B sum h^2), in (0, 1]."""
+    mean_square: Float[Tensor, ""]
+    """mean^2 / mean_square is the effective share of the samples, in (0, 1]."""
 
 
 def weight_statistics(weight: Float[Tensor, "B"]) -> WeightStatistics:
     """Summarise the ratio weights of a batch."""
-    total, squares = weight.sum(), weight.square().sum()
     return WeightStatistics(
         mean=weight.mean(),
         low=weight.amin(),
         high=weight.amax(),
-        effective_share=total.square() / (weight.numel() * squares),
+        mean_square=weight.square().mean(),
     )
 
 

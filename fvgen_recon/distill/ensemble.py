@@ -51,6 +51,7 @@ class Ensemble:
     def __init__(self, networks: Networks, settings: TrainSettings, processes: Processes) -> None:
         _check(networks, settings)
         self.schedule, self.perceptual = networks.schedule, networks.perceptual
+        self._sharded = settings.parallel == "fsdp" and processes.count > 1
         self._promotes = any(phase.promote for phase in settings.phases)
         given: dict[TrainedRole, nn.Module | None] = {
             "student": networks.student,
@@ -83,7 +84,7 @@ class Ensemble:
         if settings.compile_blocks:
             for module in everything:
                 compile_blocks(module)
-        if settings.parallel == "ddp" or processes.count == 1:
+        if not self._sharded:
             return {name: replicate(module, processes) for name, module in self.plain.items()}
         if any(not p.requires_grad for m in backbones for p in m.parameters()):
             raise InputError("Adapters (LoRA) cannot be sharded: use parallel 'ddp' with them.")
@@ -120,8 +121,16 @@ class Ensemble:
         )
 
     def activate(self, active: Iterable[TrainedRole]) -> None:
-        """Let only the weights of the active roles collect gradients."""
+        """Let only the weights of the active roles collect gradients, and forget old ones.
+
+        Sharded weights cannot be switched (FSDP2 decides once); what the others collect there is
+        forgotten at the next turn.
+        """
         chosen = set(active)
+        for module in self.plain.values():
+            module.zero_grad(set_to_none=True)
+        if self._sharded:
+            return
         for role in self.plain:
             for weight in self.weights(role):
                 weight.requires_grad_(role in chosen)

@@ -111,7 +111,9 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
     )
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+    # By default the outermost weights stay gathered after a forward without backward, such as
+    # those of backward simulation: optimizers and checkpoints would then see the wrong tensors.
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 @contextmanager
@@ -150,6 +152,16 @@ def mean_over_processes(values: Tensor, processes: Processes) -> Tensor:
     if processes.count > 1:
         dist.all_reduce(values)
         values = values / processes.count
+    return values
+
+
+def extreme_over_processes(
+    values: Tensor, which: Literal["min", "max"], processes: Processes
+) -> Tensor:
+    """Take the smallest or the largest over all processes."""
+    if processes.count > 1:
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MIN if which == "min" else dist.ReduceOp.MAX)
     return values
 
 

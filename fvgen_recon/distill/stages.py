@@ -182,7 +182,7 @@ def _dmd_student(
         "weight/mean": spread.mean,
         "weight/min": spread.low,
         "weight/max": spread.high,
-        "weight/effective_share": spread.effective_share,
+        "weight/mean_square": spread.mean_square,
     }
     if settings.gan_weight > 0:
         logit = _student_logit(roles, batch, rng, fake, settings.noise, settings.disc_on)

@@ -3,16 +3,20 @@
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fvgen_recon.distill.calibration import BinnedAccuracy
-from fvgen_recon.distill.parallel import Processes, mean_over_processes
+from fvgen_recon.distill.parallel import Processes, extreme_over_processes, mean_over_processes
 from fvgen_recon.errors import TrainingError
 
 _HISTORY = 20
 _USUAL_AFTER = 5
+
+
+_EXTREMES: dict[str, Literal["min", "max"]] = {"min": "min", "max": "max"}
 
 
 class Window:
@@ -26,26 +30,43 @@ class Window:
     def add(self, scalars: Mapping[str, Tensor], accuracy: BinnedAccuracy | None = None) -> None:
         """Take in one step."""
         for name, scalar in scalars.items():
-            before, value = self._sums.get(name), scalar.detach().float()
-            self._sums[name] = value if before is None else before + value
+            value = scalar.detach().float()
+            before = self._sums.get(name)
+            self._sums[name] = value if before is None else _joined(name, before, value)
             self._counts[name] = self._counts.get(name, 0) + 1
         if accuracy is not None:
             self._accuracy = accuracy if self._accuracy is None else self._accuracy + accuracy
 
     def read(self, processes: Processes) -> dict[str, float]:
-        """Return the means over steps and processes, and start anew. Waits for the device."""
+        """Return the means over steps and processes, and start anew. Waits for the device.
+
+        Names that end in /min and /max are joined as extremes, not as means.
+        """
         names = list(self._sums)
-        values = [self._sums[n] / self._counts[n] for n in names]
+        values = []
+        for name in names:
+            extreme = _EXTREMES.get(name.rsplit("/", 1)[-1])
+            value = self._sums[name] / (1 if extreme else self._counts[name])
+            values.append(extreme_over_processes(value, extreme, processes) if extreme else value)
         if self._accuracy is not None:
             values.extend([*self._accuracy.correct, *self._accuracy.count])
         if not values:
             return {}
         means = mean_over_processes(torch.stack(values), processes).tolist()
         result = dict(zip(names, means, strict=False))
+        if "weight/mean_square" in result:
+            square = result.pop("weight/mean_square")
+            result["weight/effective_share"] = result["weight/mean"] ** 2 / square
         if self._accuracy is not None:
             result |= _accuracies(means[len(names) :])
         self._sums, self._counts, self._accuracy = {}, {}, None
         return result
+
+
+def _joined(name: str, before: Tensor, value: Tensor) -> Tensor:
+    if name.endswith("/min"):
+        return torch.minimum(before, value)
+    return torch.maximum(before, value) if name.endswith("/max") else before + value
 
 
 def _accuracies(numbers: list[float]) -> dict[str, float]:

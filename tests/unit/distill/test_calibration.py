@@ -45,7 +45,7 @@ def test_counts_must_agree() -> None:
 def test_weight_statistics_by_hand() -> None:
     got = weight_statistics(torch.tensor([1.0, 3.0]))
     assert (float(got.mean), float(got.low), float(got.high)) == (2.0, 1.0, 3.0)
-    assert float(got.effective_share) == pytest.approx(16 / 20)
+    assert float(got.mean_square) == 5.0
 
 
 def test_binned_accuracy_by_hand() -> None:

@@ -1,6 +1,7 @@
 """What a generator is conditioned on: point renders along a trajectory, with masks and depth."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.render.point import PointRender, render_points
+from fvgen_recon.render.point import (
+    TEACHER_POINTS_PER_PIXEL,
+    Blend,
+    PointRender,
+    render_points,
+)
 from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Scene, Trajectory
 
 _SUPPORT_SIDE = 96
@@ -21,17 +27,41 @@ class GuidanceConfig:
 
     radius_px: float = 1.44
     """Radius of a point's disk in pixels: that of the teacher's renders, which are 288 high."""
-    points_per_pixel: int = 10
-    """Number of nearest points that are composited in a pixel."""
+    points_per_pixel: int = 16
+    """Number of nearest points that are blended in a pixel."""
+    blend: Blend = "mean"
+    """How they are blended; see `render_points`."""
     min_alpha: float = 0.5
     """Opacity from which a pixel of the render is trusted."""
-    is_normalised: bool = True
-    """Whether colours of trusted pixels are divided by opacity; the teacher's own are not."""
     gap_px: int = 5
-    """Width in pixels up to which gaps between near points hide what lies behind; 0 turns the
-    removal of see-through points off."""
+    """Width in pixels up to which gaps between points of a near surface are filled and hide what
+    lies behind; 0 leaves all gaps open."""
     depth_tolerance: float = 0.05
     """Relative depth behind the nearest surface up to which a point belongs to it."""
+    max_conflict: float | None = 0.15
+    """A trusted pixel is dropped where a dense layer shows something nearer whose colour differs by
+    more than this in some channel; none keeps it."""
+    is_raw: bool = False
+    """Whether frames are the bare renders, darkened by low opacity and with all that is not
+    trusted; otherwise trusted pixels have full colour and the others are black."""
+
+
+TEACHER_GUIDANCE = GuidanceConfig(
+    points_per_pixel=TEACHER_POINTS_PER_PIXEL,
+    blend="over",
+    gap_px=0,
+    max_conflict=None,
+    is_raw=True,
+)
+"""Renders as ViewCrafter was trained on them, at its 288 rows."""
+
+
+class _Picture(NamedTuple):
+    """A render that has been made ready: colours, which pixels are trusted, depth."""
+
+    frames: Float[Tensor, "T 3 H W"]
+    mask: Bool[Tensor, "T 1 H W"]
+    depth: Float[Tensor, "T 1 H W"]
 
 
 def render_guidance(
@@ -63,21 +93,21 @@ def render_guidance(
     config = config or GuidanceConfig()
     cameras = trajectory.cameras
     _check(scene, trajectory)
-    trusted = render_surface(cloud[cloud.confidence >= min_confidence], cameras, config)
-    mask = trusted.alpha >= config.min_alpha
-    frames = _normalise(trusted, mask) if config.is_normalised else trusted.frames
-    frames, mask, depth = frames.clamp(0, 1), mask.clone(), trusted.depth.clone()
+    ends = _end_views(scene, trajectory)
+    layers = [_draw(cloud[cloud.view == view], cameras, config) for view in (*ends, *extra_layers)]
+    picture = _draw(cloud[cloud.confidence >= min_confidence], cameras, config)
+    if config.max_conflict is not None:
+        picture = _drop_conflicts(picture, layers, config)
+    frames, mask, depth = picture
     for anchor in trajectory.anchors:
         frames[anchor.frame] = scene.images[anchor.view]
         mask[anchor.frame] = True
-    ends = _end_views(scene, trajectory)
-    layers, layer_masks = _render_layers(cloud, cameras, (*ends, *extra_layers), config)
     return Guidance(
         frames=frames,
         mask=mask,
         depth=depth,
-        layers=layers,
-        layer_masks=layer_masks,
+        layers=torch.stack([layer.frames for layer in layers]),
+        layer_masks=torch.stack([layer.mask for layer in layers]),
         anchors=trajectory.anchors,
         reference=scene.images[ends[0]],
     )
@@ -95,6 +125,7 @@ def render_surface(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) 
         radius_px=config.radius_px,
         points_per_pixel=config.points_per_pixel,
         depth_limit=limit,
+        blend=config.blend,
     )
 
 
@@ -111,13 +142,17 @@ def close_depth(depth: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "
     Returns:
         Z-depths of the nearest surface; infinite where there is none.
     """
+    nearness = torch.where(depth > 0, 1 / depth.clamp_min(1e-12), torch.zeros_like(depth))
+    return 1 / _close(nearness, gap_px)
+
+
+def _close(values: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "T 1 H W"]:
+    """Close gaps of great values: spread them, then take the spread back from their outlines."""
     reach = (gap_px + 1) // 2
     window = 2 * reach + 1
-    nearness = torch.where(depth > 0, 1 / depth.clamp_min(1e-12), torch.zeros_like(depth))
-    spread = functional.max_pool2d(nearness, window, stride=1, padding=reach)
-    # Outside the image nothing is known, so the border must not take the spread back.
-    shrunk = -functional.max_pool2d(-spread, window, stride=1, padding=reach)
-    return 1 / shrunk
+    spread = functional.max_pool2d(values, window, stride=1, padding=reach)
+    # Outside the image nothing is known, so the border does not take the spread back.
+    return -functional.max_pool2d(-spread, window, stride=1, padding=reach)
 
 
 def support_fraction(cloud: PointCloud, camera: Cameras) -> float:
@@ -153,11 +188,6 @@ def _check(scene: Scene, trajectory: Trajectory) -> None:
         )
 
 
-def _normalise(render: PointRender, mask: Bool[Tensor, "T 1 H W"]) -> Float[Tensor, "T 3 H W"]:
-    """Divide the colours of trusted pixels by their opacity, so that gaps do not darken them."""
-    return torch.where(mask, render.frames / render.alpha.clamp_min(1e-6), render.frames)
-
-
 def _end_views(scene: Scene, trajectory: Trajectory) -> tuple[int, ...]:
     """Return the views of the first and the last anchor, or those nearest to the ends."""
     anchors: list[Anchor] = sorted(trajectory.anchors, key=lambda anchor: anchor.frame)
@@ -167,15 +197,35 @@ def _end_views(scene: Scene, trajectory: Trajectory) -> tuple[int, ...]:
     return tuple(torch.cdist(ends, scene.cameras.position).argmin(1).tolist())
 
 
-def _render_layers(
-    cloud: PointCloud, cameras: Cameras, views: tuple[int, ...], config: GuidanceConfig
-) -> tuple[Float[Tensor, "L T 3 H W"], Bool[Tensor, "L T 1 H W"]]:
-    """Render all points of single input views, whatever their confidence."""
-    layers, masks = [], []
-    for view in views:
-        render = render_surface(cloud[cloud.view == view], cameras, config)
-        mask = render.alpha >= config.min_alpha
-        frames = _normalise(render, mask) if config.is_normalised else render.frames
-        layers.append(frames.clamp(0, 1))
-        masks.append(mask)
-    return torch.stack(layers), torch.stack(masks)
+def _draw(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> _Picture:
+    """Render points, decide which pixels to trust and fill narrow gaps between them."""
+    render = render_surface(cloud, cameras, config)
+    mask = render.alpha >= config.min_alpha
+    if config.is_raw:
+        return _Picture(render.frames.clamp(0, 1), mask, render.depth)
+    planes = torch.cat([render.frames, render.depth * render.alpha, render.alpha], dim=1) * mask
+    if config.gap_px > 0:
+        # Gaps take the mean of their neighbours, which here all belong to the nearest surface.
+        filled = functional.avg_pool2d(planes, 3, stride=1, padding=1)
+        gap = _close(mask.float(), config.gap_px).bool() & ~mask & (filled[:, 4:] > 0)
+        planes, mask = torch.where(gap, filled, planes), mask | gap
+    planes = planes[:, :4] / planes[:, 4:].clamp_min(1e-6)
+    return _Picture(planes[:, :3].clamp(0, 1), mask, planes[:, 3:])
+
+
+def _drop_conflicts(picture: _Picture, layers: list[_Picture], config: GuidanceConfig) -> _Picture:
+    """Drop pixels in front of which a layer shows something nearer of another colour.
+
+    Where a near surface has no trusted points, trusted points of what it hides come through. A
+    layer knows the surface, if only roughly; the pixel is then unknown rather than known.
+    """
+    assert config.max_conflict is not None
+    mask = picture.mask
+    for layer in layers:
+        nearer = layer.mask & (layer.depth < picture.depth * (1 - config.depth_tolerance))
+        differs = (layer.frames - picture.frames).abs().amax(1, keepdim=True) > config.max_conflict
+        mask = mask & ~(nearer & differs)
+    dropped = picture.mask & ~mask
+    return _Picture(
+        picture.frames.masked_fill(dropped, 0.0), mask, picture.depth.masked_fill(dropped, 0.0)
+    )

@@ -11,6 +11,7 @@ slow twin that the tests compare them with is `point_reference`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,6 +23,10 @@ TEACHER_RADIUS_NDC = 0.01
 """Disk radius of the teacher's renders, in units of half the shorter image side."""
 TEACHER_POINTS_PER_PIXEL = 10
 """Number of points that the teacher's renders composite in a pixel."""
+
+Blend = Literal["over", "mean"]
+"""How the points of a pixel are blended: `over` composites them front to back, as the teacher's
+renders do; `mean` averages their colours by opacity, whatever their order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +87,7 @@ def render_points(
     radius_ndc: float = TEACHER_RADIUS_NDC,
     points_per_pixel: int = TEACHER_POINTS_PER_PIXEL,
     depth_limit: Float[Tensor, "T 1 H W"] | None = None,
+    blend: Blend = "over",
 ) -> PointRender:
     """Render a point cloud into a row of cameras, whatever the points' confidence.
 
@@ -94,6 +100,9 @@ def render_points(
         radius_ndc: Radius of the disks in units of half the shorter image side.
         points_per_pixel: Number of nearest points that are composited in a pixel.
         depth_limit: Z-depths, in world units, beyond which a pixel shows nothing.
+        blend: `over` prefers the nearer of two points of one surface, which on a slanted surface
+            shifts the image by up to half a radius. `mean` does not, but needs a `depth_limit`
+            where surfaces overlap.
 
     Returns:
         Colours, opacity and depth, in the cloud's dtype. CPU and GPU agree to float32 rounding.
@@ -119,6 +128,7 @@ def render_points(
         radius=radius,
         points_per_pixel=points_per_pixel,
         depth_limit=limit,
+        blend=blend,
     )
     dtype = cloud.xyz.dtype
     return PointRender(frames=frames.to(dtype), alpha=alpha.to(dtype), depth=depth.to(dtype))

@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fvgen_recon.render.point import Blend
+
 _RADIX_BITS = 11
 _NUM_PASSES = 3
-_RED, _GREEN, _BLUE, _CLEAR, _COUNT, _WEIGHT, _DEPTH, _NUM_STATES = 0, 1, 2, 3, 4, 5, 6, 8
+_RED, _GREEN, _BLUE, _CLEAR, _COUNT, _WEIGHT, _DEPTH, _TOTAL, _NUM_STATES = range(9)
 
 
 def splat_frames(
@@ -29,6 +31,7 @@ def splat_frames(
     radius: float,
     points_per_pixel: int,
     depth_limit: Float[Tensor, "T H W"] | None,
+    blend: Blend,
 ) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 1 H W"], Float[Tensor, "T 1 H W"]]:
     """Return colours, opacity and the depth of the heaviest point of every pixel.
 
@@ -40,7 +43,7 @@ def splat_frames(
     points, colours = xyz.contiguous().numpy(), rgb.contiguous().numpy()
     projections = matrices.contiguous().numpy()
     no_limit = np.empty((0, 0), dtype=np.float32)
-    disk = (float(radius), points_per_pixel)
+    disk = (float(radius), points_per_pixel, blend == "mean")
     limits = None if depth_limit is None else depth_limit.numpy()
 
     def draw(frame: int) -> None:
@@ -72,8 +75,12 @@ def _draw_frame(xyz, rgb, matrix, disk, limit, planes):
     for y in range(height):
         for x in range(width):
             pixel = state[y, x]
-            planes[0, y, x], planes[1, y, x] = pixel[_RED], pixel[_GREEN]
-            planes[2, y, x], planes[3, y, x] = pixel[_BLUE], 1.0 - pixel[_CLEAR]
+            opacity = np.float32(1.0) - pixel[_CLEAR]
+            scale = np.float32(1.0)
+            if disk[2] and pixel[_TOTAL] > 0:
+                scale = opacity / pixel[_TOTAL]
+            planes[0, y, x], planes[1, y, x] = scale * pixel[_RED], scale * pixel[_GREEN]
+            planes[2, y, x], planes[3, y, x] = scale * pixel[_BLUE], opacity
             planes[4, y, x] = pixel[_DEPTH]
 
 
@@ -134,9 +141,9 @@ def _argsort_positive(values):
 @numba.njit(cache=True, nogil=True, inline="always")
 @no_type_check
 def _draw_disk(state, limit, centre, depth, colour, disk):
-    """Composite a disk of (radius, points per pixel) behind what its pixels already hold."""
+    """Blend a disk of (radius, points per pixel, is mean) behind what its pixels hold."""
     height, width = state.shape[0], state.shape[1]
-    u, v, radius, points_per_pixel = centre[0], centre[1], disk[0], disk[1]
+    u, v, (radius, points_per_pixel, is_mean) = centre[0], centre[1], disk
     squared_radius = radius * radius
     first_x = max(0, int(np.floor(u - radius - 0.5)) + 1)
     first_y = max(0, int(np.floor(v - radius - 0.5)) + 1)
@@ -151,7 +158,8 @@ def _draw_disk(state, limit, centre, depth, colour, disk):
             if limit.shape[0] > 0 and depth > limit[y, x]:
                 continue
             alpha = np.float32(1.0 - squared / squared_radius)
-            weight = pixel[_CLEAR] * alpha
+            weight = alpha if is_mean else pixel[_CLEAR] * alpha
+            pixel[_TOTAL] += weight
             pixel[_RED] += weight * colour[0]
             pixel[_GREEN] += weight * colour[1]
             pixel[_BLUE] += weight * colour[2]

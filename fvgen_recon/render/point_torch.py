@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fvgen_recon.render.point import PointFragments
+from fvgen_recon.render.point import Blend, PointFragments
 
 _MAX_CANDIDATES = 2**26
 """Pairs of a point and a pixel near it that are looked at together: about 1.5 GB."""
@@ -51,6 +51,7 @@ def splat_frames(
     radius: float,
     points_per_pixel: int,
     depth_limit: Float[Tensor, "T H W"] | None,
+    blend: Blend,
 ) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 1 H W"], Float[Tensor, "T 1 H W"]]:
     """Return colours, opacity and the depth of the heaviest point of every pixel.
 
@@ -64,7 +65,7 @@ def splat_frames(
         fragments = _rasterise(disks, size, radius, limit)
         num_pixels = planes[part].shape[0] * height * width
         slots = _take_nearest(fragments, num_pixels, points_per_pixel)
-        planes[part] = _composite(slots, disks, rgb).view(-1, height * width, 5)
+        planes[part] = _composite(slots, disks, rgb, blend).view(-1, height * width, 5)
     planes = planes.mT.reshape(-1, 5, height, width)
     return planes[:, :3], planes[:, 3:4], planes[:, 4:5]
 
@@ -173,17 +174,23 @@ def _take_nearest(fragments: _Fragments, num_pixels: int, points_per_pixel: int)
     return _Slots(alpha.view(num_pixels, -1), disk.view(num_pixels, -1))
 
 
-def _composite(slots: _Slots, disks: _Disks, rgb: Float[Tensor, "N 3"]) -> Float[Tensor, "P 5"]:
+def _composite(
+    slots: _Slots, disks: _Disks, rgb: Float[Tensor, "N 3"], blend: Blend
+) -> Float[Tensor, "P 5"]:
     """Composite the fragments of every pixel: red, green, blue, opacity, depth."""
     result = rgb.new_zeros(len(slots.alpha), 5)
     if not len(disks.point):
         return result
     clear = (1 - slots.alpha).cumprod(1)
-    weight = slots.alpha * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
+    opacity, weight = 1 - clear[:, -1], slots.alpha
+    if blend == "over":
+        weight = weight * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
     disk = slots.disk.clamp_min(0)  # Empty slots weigh nothing.
     for k in range(disk.shape[1]):
         result[:, :3] += weight[:, k, None] * rgb[disks.point[disk[:, k]]]
-    result[:, 3] = 1 - clear[:, -1]
+    if blend == "mean":
+        result[:, :3] *= (opacity / weight.sum(1).clamp_min(1e-12))[:, None]
+    result[:, 3] = opacity
     heaviest, best = weight.max(1)
     depth = disks.depth[disk.gather(1, best[:, None])[:, 0]]
     result[:, 4] = torch.where(heaviest > 0, depth, torch.zeros_like(depth))

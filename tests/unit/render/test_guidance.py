@@ -4,11 +4,13 @@ from factories import make_cameras, make_cloud, make_scene
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.render.guidance import (
+    TEACHER_GUIDANCE,
     GuidanceConfig,
     close_depth,
     render_guidance,
     support_fraction,
 )
+from fvgen_recon.render.point import render_points
 from fvgen_recon.types import Anchor, Cameras, PointCloud, Trajectory
 
 
@@ -68,13 +70,16 @@ def test_anchors_hold_the_clean_photo_and_are_trusted():
 
 def test_trusted_points_make_the_frames_and_all_points_of_a_view_make_its_layer():
     scene, cloud, trajectory = make_scene(), make_cloud_of_views(), make_trajectory()
-    guidance = render_guidance(scene, cloud, trajectory, extra_layers=(1,))
-    again = render_guidance(scene, cloud[cloud.confidence >= 0.5], trajectory)
+    config = GuidanceConfig(max_conflict=None)
+    guidance = render_guidance(scene, cloud, trajectory, extra_layers=(1,), config=config)
+    again = render_guidance(scene, cloud[cloud.confidence >= 0.5], trajectory, config=config)
     assert torch.equal(guidance.frames, again.frames)
     assert torch.equal(guidance.depth, again.depth)
     assert guidance.layers.shape == (3, 5, 3, 32, 48)
     for layer, view in enumerate((0, 2, 1)):
-        alone = render_guidance(scene, cloud[cloud.view == view], trajectory, min_confidence=0.0)
+        alone = render_guidance(
+            scene, cloud[cloud.view == view], trajectory, min_confidence=0.0, config=config
+        )
         assert torch.equal(guidance.layers[layer, 1:-1], alone.frames[1:-1])
         assert torch.equal(guidance.layer_masks[layer, 1:-1], alone.mask[1:-1])
         assert guidance.layer_masks[layer].any()
@@ -108,6 +113,53 @@ def test_far_points_do_not_show_through_a_sparse_near_surface():
     assert (outline[:7] > 0.9).all()
     seen = render_guidance(scene, cloud, trajectory, config=GuidanceConfig(gap_px=0))
     assert seen.frames[0, 1][middle].max() > 0.5
+
+
+def test_gaps_within_a_surface_are_filled_and_outlines_stay():
+    camera, scene = make_front_camera(), make_scene(1, 40, 40)
+    trajectory = Trajectory(cameras=camera, anchors=())
+    sparse = make_wall(1.0, [0.2, 0.4, 0.6], spacing=0.15, extent=0.6)
+    guidance = render_guidance(scene, sparse, trajectory)
+    bare = render_guidance(scene, sparse, trajectory, config=GuidanceConfig(gap_px=0))
+    inside = (slice(12, 28), slice(12, 28))
+    assert guidance.mask[0, 0][inside].all()
+    assert not bare.mask[0, 0][inside].all()
+    assert torch.allclose(guidance.depth[0, 0][inside], torch.tensor(1.0), atol=1e-5)
+    colour = guidance.frames[0][(slice(None), *inside)]
+    assert torch.allclose(colour[2], torch.tensor(0.6), atol=1e-5)
+    rows = bare.mask[0, 0].any(1).nonzero()
+    filled_rows = guidance.mask[0, 0].any(1).nonzero()
+    assert torch.equal(rows[[0, -1]], filled_rows[[0, -1]])
+
+
+def test_what_a_dense_layer_contradicts_is_unknown():
+    camera, scene = make_front_camera(), make_scene(1, 40, 40)
+    trajectory = Trajectory(cameras=camera, anchors=())
+    far = make_wall(3.0, [0.0, 1.0, 0.0], spacing=0.04)
+    near = make_wall(1.0, [1.0, 0.0, 0.0], spacing=0.05, extent=0.6)
+    untrusted = PointCloud(
+        xyz=near.xyz, rgb=near.rgb, confidence=near.confidence * 0.1, view=near.view
+    )
+    guidance = render_guidance(scene, join_clouds(untrusted, far), trajectory)
+    assert not guidance.mask[0, 0, 20, 20]
+    assert guidance.frames[0, :, 20, 20].tolist() == [0.0, 0.0, 0.0]
+    assert guidance.mask[0, 0, 20, 2]
+    same_colour = PointCloud(
+        xyz=near.xyz, rgb=far.rgb[: len(near)], confidence=untrusted.confidence, view=near.view
+    )
+    assert render_guidance(scene, join_clouds(same_colour, far), trajectory).mask[0, 0, 20, 20]
+    kept = GuidanceConfig(max_conflict=None)
+    assert render_guidance(scene, join_clouds(untrusted, far), trajectory, config=kept).mask[
+        0, 0, 20, 20
+    ]
+
+
+def test_teacher_guidance_is_the_bare_render():
+    scene, cloud, trajectory = make_scene(), make_cloud_of_views(), make_trajectory()
+    guidance = render_guidance(scene, cloud, trajectory, config=TEACHER_GUIDANCE)
+    trusted = cloud[cloud.confidence >= 0.5]
+    bare = render_points(trusted, trajectory.cameras, radius_px=1.44)
+    assert torch.equal(guidance.frames[1:-1], bare.frames[1:-1])
 
 
 def test_close_depth_fills_gaps_and_keeps_outlines():

@@ -23,7 +23,7 @@ def make_unit_camera(height=6, width=10):
     return Cameras(c2w=torch.eye(4)[None], K=K, height=height, width=width)
 
 
-def render_sorted(cloud, cameras, radius, points_per_pixel=10, depth_limit=None):
+def render_sorted(cloud, cameras, radius, points_per_pixel=10, depth_limit=None, blend="over"):
     frames, alpha, depth = splat_frames(
         cloud.xyz,
         cloud.rgb,
@@ -32,16 +32,16 @@ def render_sorted(cloud, cameras, radius, points_per_pixel=10, depth_limit=None)
         radius=radius,
         points_per_pixel=points_per_pixel,
         depth_limit=depth_limit,
+        blend=blend,
     )
     return frames, alpha, depth
 
 
-def assert_same(cloud, cameras, radius, points_per_pixel=10):
-    slow = render_points_reference(
-        cloud, cameras, radius_px=radius, points_per_pixel=points_per_pixel
-    )
-    fast = render_points(cloud, cameras, radius_px=radius, points_per_pixel=points_per_pixel)
-    by_sort = render_sorted(cloud, cameras, radius, points_per_pixel)
+def assert_same(cloud, cameras, radius, points_per_pixel=10, blend="over"):
+    settings = {"radius_px": radius, "points_per_pixel": points_per_pixel, "blend": blend}
+    slow = render_points_reference(cloud, cameras, **settings)
+    fast = render_points(cloud, cameras, **settings)
+    by_sort = render_sorted(cloud, cameras, radius, points_per_pixel, blend=blend)
     for ours in ((fast.frames, fast.alpha, fast.depth), by_sort):
         assert torch.allclose(ours[0], slow.frames, atol=1e-5)
         assert torch.allclose(ours[1], slow.alpha, atol=1e-5)
@@ -56,12 +56,13 @@ def test_renders_equal_pytorch3d(parity):
     assert [row for row in rows if not row.is_accepted] == []
 
 
+@pytest.mark.parametrize("blend", ["over", "mean"])
 @pytest.mark.parametrize(
     ("radius", "points_per_pixel"), [(0.3, 10), (1.44, 10), (2.5, 3), (1.0, 1)]
 )
-def test_fast_paths_equal_the_slow_twin(radius, points_per_pixel):
+def test_fast_paths_equal_the_slow_twin(radius, points_per_pixel, blend):
     cameras = make_cameras(2, height=9, width=14)
-    fast = assert_same(make_cloud(300), cameras, radius, points_per_pixel)
+    fast = assert_same(make_cloud(300), cameras, radius, points_per_pixel, blend)
     assert fast.alpha.amax() > 0.5
 
 
@@ -91,6 +92,20 @@ def test_opacity_is_one_minus_squared_distance_and_composites_front_to_back():
     assert render.alpha[0, 0, 2, 3] == pytest.approx(1.0)
     # The nearer point weighs 0.75 and the farther 0.25.
     assert render.depth[0, 0, 2, 3] == 1.0
+
+
+def test_mean_blend_does_not_care_which_point_is_nearer():
+    forth = make_points([[3.0, 2.5, 1.0], [8.4, 5.0, 2.0]])
+    back = make_points([[6.0, 5.0, 2.0], [4.2, 2.5, 1.0]])
+    for cloud in (forth, back):
+        render = assert_same(cloud, make_unit_camera(), 1.5, blend="mean")
+        red, green = 1 - (0.5 / 1.5) ** 2, 1 - (0.7 / 1.5) ** 2
+        opacity = 1 - (1 - red) * (1 - green)
+        assert render.alpha[0, 0, 2, 3] == pytest.approx(opacity)
+        colour = render.frames[0, :2, 2, 3].tolist()
+        assert colour == pytest.approx(
+            [opacity * red / (red + green), opacity * green / (red + green)]
+        )
 
 
 def test_points_behind_the_camera_are_not_drawn():

@@ -215,3 +215,29 @@ def test_st_lpips_is_reported_under_its_own_name(monkeypatch, tmp_path, rng):
     assert metrics.measure(image, image)["st_lpips"] == pytest.approx(0, abs=1e-6)
     noisy_distance = metrics.measure(image, noisy)["st_lpips"]
     assert 1e-3 < noisy_distance < metrics.measure(image, torch.zeros_like(image))["st_lpips"]
+
+
+@pytest.mark.gpu
+def test_cuda_shows_what_the_cpu_shows_and_trains(batch):
+    model = _model(num_points=200).eval()
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[1])
+    expected = model.get_outputs_for_camera(camera)
+    model.to("cuda")
+    outputs = model.get_outputs_for_camera(camera.to("cuda"))
+    for key in ("rgb", "accumulation"):
+        torch.testing.assert_close(outputs[key].cpu(), expected[key], atol=2e-3, rtol=0)
+    model.optimizers = _optimizers(model)
+    before = model.means.detach().clone()
+    for step, generated in enumerate((False, True)):
+        view = {**batch, "is_generated": generated, "weight": torch.full((24, 32, 1), 0.5)}
+        model.train()
+        model.step = step
+        losses = model.get_loss_dict(model(camera.to("cuda")), view)
+        torch.stack(list(losses.values())).sum().backward()
+        for optimizer in model.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+        model.step_post_backward(step)
+    assert (model.means - before).abs().max() > 0
+    assert model.add_points(make_cloud(10, seed=5).to("cuda")) == 10
+    assert model.means.is_cuda

@@ -1,5 +1,8 @@
 """The architecture at a size that runs in milliseconds."""
 
+import json
+from pathlib import Path
+
 import torch
 
 from fvgen_recon.diffusion.backbone import Condition
@@ -14,8 +17,10 @@ from fvgen_recon.diffusion.viewcrafter.architecture import (
     build_parts,
 )
 from fvgen_recon.diffusion.viewcrafter.buffer import original_buffers
+from fvgen_recon.diffusion.viewcrafter.checkpoint import convert_checkpoint
 from fvgen_recon.diffusion.viewcrafter.layout import expected_shapes
-from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
+from fvgen_recon.diffusion.viewcrafter.unet import ImageContext, ViewCrafterUNet
+from fvgen_recon.types import Anchor, Guidance
 
 NUM_FRAMES = 4
 
@@ -67,7 +72,7 @@ def small_architecture() -> Architecture:
         ),
         resampler=ResamplerShape(dim=32, depth=2, dim_head=16, heads=3, num_tokens=16, ff_mult=2),
         vae=VaeShape(block_out_channels=(32, 32, 32, 32), layers_per_block=1),
-        text=TextShape(width=24, layers=2, heads=2, vocab_size=49408 // 16, embed_dim=20),
+        text=TextShape(width=24, layers=2, heads=2, vocab_size=49408, embed_dim=20),
         vision=VisionShape(width=40, layers=2, heads=2, patch_size=56, image_size=224),
     )
 
@@ -78,3 +83,35 @@ def original_tensors(architecture: Architecture, *, base_scale: float = 0.3, see
     shapes = expected_shapes(architecture, build_parts(architecture, "shared"))
     tensors = {name: 0.05 * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
     return tensors | original_buffers(ViewCrafterSchedule(base_scale=base_scale))
+
+
+def write_model(folder: Path, *, image_context: ImageContext = "shared") -> Path:
+    """A converted checkpoint of the small architecture that makes clips of four frames."""
+    architecture = small_architecture()
+    source = folder / "model.ckpt"
+    torch.save({"state_dict": original_tensors(architecture)}, source)
+    target = folder / "teacher"
+    convert_checkpoint(source, target, image_context=image_context, architecture=architecture)
+    index = target / "model_index.json"
+    facts = json.loads(index.read_text())
+    index.write_text(json.dumps(facts | {"num_frames": [NUM_FRAMES, NUM_FRAMES + 1]}))
+    return target
+
+
+def make_guidance(
+    *, num_frames: int = NUM_FRAMES, height: int = 32, width: int = 48, seed: int = 0
+) -> Guidance:
+    """Random renders with photos at both ends."""
+    rng = torch.Generator().manual_seed(seed)
+    frames = torch.rand(num_frames, 3, height, width, generator=rng)
+    mask = torch.rand(num_frames, 1, height, width, generator=rng) > 0.3
+    mask[[0, -1]] = True
+    return Guidance(
+        frames=frames * mask,
+        mask=mask,
+        depth=mask.float(),
+        layers=torch.zeros(0, num_frames, 3, height, width),
+        layer_masks=torch.zeros(0, num_frames, 1, height, width, dtype=torch.bool),
+        anchors=(Anchor(frame=0, view=0), Anchor(frame=num_frames - 1, view=1)),
+        reference=frames[0],
+    )

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.scenes.capture import NO_DISTORTION, Capture, Lens, Tracks
+from fvgen_recon.io.scenes.colmap_model import (
+    Model,
+    ModelCamera,
+    ModelImage,
+    has_model,
+    read_model,
+)
 from fvgen_recon.types import Cameras, PointCloud
 
 _MODEL_FOLDERS = (
@@ -20,27 +26,32 @@ _MODEL_FOLDERS = (
     "0",
     ".",
 )
-_MODEL_FILES = (
-    ("cameras.bin", "images.bin", "points3D.bin"),
-    ("cameras.txt", "images.txt", "points3D.txt"),
-)
 _IMAGE_FOLDERS = ("images", "../images", "../../images", "../../../images")
 
 # After the focal lengths and the principal point, COLMAP's parameters come in OpenCV's order.
-_PERSPECTIVE: dict[str, Callable[[list[float]], tuple[float, ...]]] = {
+_PERSPECTIVE: dict[str, Callable[[tuple[float, ...]], tuple[float, ...]]] = {
     "SIMPLE_PINHOLE": lambda p: NO_DISTORTION,
     "PINHOLE": lambda p: NO_DISTORTION,
     "SIMPLE_RADIAL": lambda p: (p[3], *NO_DISTORTION[1:]),
     "RADIAL": lambda p: (p[3], p[4], *NO_DISTORTION[2:]),
     "OPENCV": lambda p: (*p[4:8], *NO_DISTORTION[4:]),
-    "FULL_OPENCV": lambda p: tuple(p[4:12]),
+    "FULL_OPENCV": lambda p: p[4:12],
 }
-_FISHEYE: dict[str, Callable[[list[float]], tuple[float, ...]]] = {
+_FISHEYE: dict[str, Callable[[tuple[float, ...]], tuple[float, ...]]] = {
     "SIMPLE_FISHEYE": lambda p: (0.0, 0.0, 0.0, 0.0),
     "FISHEYE": lambda p: (0.0, 0.0, 0.0, 0.0),
     "SIMPLE_RADIAL_FISHEYE": lambda p: (p[3], 0.0, 0.0, 0.0),
     "RADIAL_FISHEYE": lambda p: (p[3], p[4], 0.0, 0.0),
-    "OPENCV_FISHEYE": lambda p: tuple(p[4:8]),
+    "OPENCV_FISHEYE": lambda p: p[4:8],
+}
+
+_SINGLE_FOCAL = {
+    "SIMPLE_PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "SIMPLE_FISHEYE",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
 }
 
 
@@ -50,11 +61,7 @@ def detect(folder: Path) -> bool:
 
 
 def _model_folder(folder: Path) -> Path | None:
-    for name in _MODEL_FOLDERS:
-        candidate = folder / name
-        if any(all((candidate / f).is_file() for f in files) for files in _MODEL_FILES):
-            return candidate
-    return None
+    return next((folder / name for name in _MODEL_FOLDERS if has_model(folder / name)), None)
 
 
 def load(folder: Path, cache: Path) -> Capture:
@@ -73,33 +80,9 @@ def load(folder: Path, cache: Path) -> Capture:
             f"{folder} holds no COLMAP model: cameras, images and points3D (.bin or .txt) were "
             f"expected in one of {', '.join(_MODEL_FOLDERS)}."
         )
-    reconstruction = read_model(model)
-    names = [image.name for image in _registered(reconstruction)]
-    images = _image_folder(folder, model, names)
-    return capture_from_model(reconstruction, folder=folder, images=images, format_name="colmap")
-
-
-def read_model(folder: Path) -> Any:
-    """Read a COLMAP model as pycolmap's `Reconstruction`.
-
-    Raises:
-        InputError: The model is damaged.
-    """
-    import pycolmap
-
-    try:
-        return pycolmap.Reconstruction(str(folder))
-    except (ValueError, RuntimeError, IndexError, MemoryError) as error:
-        reason = str(error).strip().splitlines()[-1:] or ["it is damaged"]
-        raise InputError(
-            f"The COLMAP model in {folder} cannot be read ({reason[0]}): export it again."
-        ) from error
-
-
-def _registered(reconstruction: Any) -> list[Any]:
-    """Return the images that have a pose, sorted by name."""
-    images = [image for image in reconstruction.images.values() if image.has_pose]
-    return sorted(images, key=lambda image: image.name)
+    content = read_model(model)
+    images = _image_folder(folder, model, [image.name for image in content.images])
+    return capture_from_model(content, folder=folder, images=images, format_name="colmap")
 
 
 def _image_folder(folder: Path, model: Path, names: list[str]) -> Path:
@@ -116,28 +99,28 @@ def _image_folder(folder: Path, model: Path, names: list[str]) -> Path:
 
 
 def capture_from_model(
-    reconstruction: Any, *, folder: Path, images: Path, format_name: str, is_upright: bool = False
+    model: Model, *, folder: Path, images: Path, format_name: str, is_upright: bool = False
 ) -> Capture:
-    """Turn a pycolmap reconstruction into a capture.
+    """Turn a COLMAP model into a capture.
 
     Args:
-        reconstruction: A `pycolmap.Reconstruction`.
+        model: What `read_model` returns.
         folder: The scene folder.
         images: The folder that the model's image names are relative to.
         format_name: Name of the format for the capture.
         is_upright: Whether the cameras belong to photos turned upright by EXIF.
 
     Raises:
-        InputError: A camera is unknown or a pose is not finite.
+        InputError: A camera model is unknown or a pose is not rigid or not finite.
     """
-    registered = _registered(reconstruction)
-    native = [reconstruction.cameras[image.camera_id] for image in registered]
-    points, tracks = _points(reconstruction, registered)
+    native = [model.cameras[image.camera] for image in model.images]
+    lenses = tuple(_lens(camera) for camera in native)
+    points, tracks = _points(model)
     return Capture(
-        names=tuple(image.name for image in registered),
-        paths=tuple(images / image.name for image in registered),
-        cameras=tuple(_camera(c, image) for c, image in zip(native, registered, strict=True)),
-        lenses=tuple(_lens(camera) for camera in native),
+        names=tuple(image.name for image in model.images),
+        paths=tuple(images / image.name for image in model.images),
+        cameras=tuple(_camera(c, image) for c, image in zip(native, model.images, strict=True)),
+        lenses=lenses,
         points=points,
         tracks=tracks,
         format=format_name,
@@ -146,56 +129,70 @@ def capture_from_model(
     )
 
 
-def _camera(camera: Any, image: Any) -> Cameras:
+def _rotation(quaternion: np.ndarray) -> np.ndarray:
+    """Return the rotation matrix of a quaternion w x y z of any length."""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _camera(camera: ModelCamera, image: ModelImage) -> Cameras:
     """Return the pinhole part; COLMAP has our axes and pixel centres, and gives world to camera."""
-    w2c = np.eye(4)
-    w2c[:3] = image.cam_from_world().matrix()
+    c2w = np.eye(4)
+    c2w[:3, :3] = _rotation(image.rotation).T
+    c2w[:3, 3] = -c2w[:3, :3] @ image.translation
+    is_single = camera.model in _SINGLE_FOCAL
+    fx, fy, cx, cy = camera.params[:1] * is_single + camera.params[: 4 - is_single]
     try:
         return Cameras(
-            c2w=torch.from_numpy(np.linalg.inv(w2c)).float(),
-            K=torch.from_numpy(np.array(camera.calibration_matrix())).float(),
-            height=int(camera.height),
-            width=int(camera.width),
+            c2w=torch.from_numpy(c2w).float(),
+            K=torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]),
+            height=camera.height,
+            width=camera.width,
         )
-    except (InputError, np.linalg.LinAlgError) as error:
+    except InputError as error:
         raise InputError(f"Image {image.name} of the COLMAP model: {error}") from error
 
 
-def _lens(camera: Any) -> Lens:
+def _lens(camera: ModelCamera) -> Lens:
     """Map COLMAP's camera models to OpenCV's two families of coefficients."""
-    model, params = camera.model_name, [float(value) for value in camera.params]
-    if model in _PERSPECTIVE:
-        return Lens(coefficients=_PERSPECTIVE[model](params))
-    if model in _FISHEYE:
-        return Lens(is_fisheye=True, coefficients=_FISHEYE[model](params))
+    if camera.model in _PERSPECTIVE:
+        return Lens(coefficients=_PERSPECTIVE[camera.model](camera.params))
+    if camera.model in _FISHEYE:
+        return Lens(is_fisheye=True, coefficients=_FISHEYE[camera.model](camera.params))
     raise InputError(
-        f"The COLMAP camera model {model} cannot be undistorted here: run COLMAP's "
+        f"The COLMAP camera model {camera.model} cannot be undistorted here: run COLMAP's "
         f"image_undistorter first, or use one of {', '.join([*_PERSPECTIVE, *_FISHEYE])}."
     )
 
 
-def _points(reconstruction: Any, registered: list[Any]) -> tuple[PointCloud | None, Tracks | None]:
+def _points(model: Model) -> tuple[PointCloud | None, Tracks | None]:
     """Return the model's points and which frames see them."""
-    points = reconstruction.points3D
-    if not points:
+    points = model.points
+    if len(points.ids) == 0:
         return None, None
-    ids = list(points.keys())
-    index_of = {point_id: index for index, point_id in enumerate(ids)}
-    rows = [
-        (index_of[seen.point3D_id], frame, *seen.xy)
-        for frame, image in enumerate(registered)
-        for seen in image.get_observation_points2D()
-    ]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    cloud = PointCloud(
-        xyz=torch.from_numpy(np.array([points[i].xyz for i in ids])).float(),
-        rgb=torch.from_numpy(np.array([points[i].color for i in ids], dtype=np.float32) / 255),
-        confidence=torch.ones(len(ids)),
-        view=torch.full((len(ids),), -1, dtype=torch.long),
-    )
+    order = np.argsort(points.ids)
+    seen = np.concatenate([image.seen for image in model.images])
+    frame = np.repeat(np.arange(len(model.images)), [len(image.seen) for image in model.images])
+    place = np.searchsorted(points.ids[order], seen["point"]).clip(max=len(order) - 1)
+    is_known = points.ids[order][place] == seen["point"]
+    try:
+        cloud = PointCloud(
+            xyz=torch.from_numpy(points.xyz[order]).float(),
+            rgb=torch.from_numpy(points.rgb[order]).float() / 255,
+            confidence=torch.ones(len(order)),
+            view=torch.full((len(order),), -1, dtype=torch.long),
+        )
+    except InputError as error:
+        raise InputError(f"Points of the COLMAP model: {error}") from error
     tracks = Tracks(
-        point=torch.from_numpy(table[:, 0].astype(np.int64)),
-        frame=torch.from_numpy(table[:, 1].astype(np.int64)),
-        uv=torch.from_numpy(table[:, 2:]).float(),
+        point=torch.from_numpy(place[is_known]),
+        frame=torch.from_numpy(frame[is_known]),
+        uv=torch.from_numpy(seen["xy"][is_known]).float(),
     )
     return cloud, tracks

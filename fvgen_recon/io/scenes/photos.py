@@ -14,11 +14,13 @@ from PIL import Image, ImageOps
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.image import image_size, is_turned, read_image
 from fvgen_recon.io.scenes.capture import Capture
-from fvgen_recon.io.scenes.colmap import capture_from_model, read_model
+from fvgen_recon.io.scenes.colmap import capture_from_model
+from fvgen_recon.io.scenes.colmap_model import has_model, read_model
 
 _LOG = logging.getLogger(__name__)
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 _SEED = 0
+_SFM_LONG_SIDE = 1600
 
 
 def detect(folder: Path) -> bool:
@@ -56,7 +58,7 @@ def load(folder: Path, cache: Path) -> Capture:
             f"{len(photos)} photo(s) were found in {images}: poses need at least two, better ten."
         )
     model = cache / _key(photos)
-    if not (model / "cameras.bin").is_file():
+    if not has_model(model):
         _reconstruct(photos, model)
     return capture_from_model(
         read_model(model), folder=folder, images=images, format_name="photos", is_upright=True
@@ -121,7 +123,7 @@ def _map_photos(images: Path, names: list[str], work: Path) -> Any:
     sizes = {image_size(images / name) for name in names}
     mode = pycolmap.CameraMode.SINGLE if len(sizes) == 1 else pycolmap.CameraMode.AUTO
     extraction = pycolmap.FeatureExtractionOptions()
-    extraction.num_threads = 1
+    extraction.num_threads, extraction.max_image_size = 1, _SFM_LONG_SIDE
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = _SEED
     mapping = pycolmap.IncrementalPipelineOptions()

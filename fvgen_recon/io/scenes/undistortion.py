@@ -14,7 +14,7 @@ from fvgen_recon.types import Cameras
 
 _MOST_ZOOM = 8.0
 _BISECTIONS = 40
-_RADII = 256
+_RADII = 1024
 
 
 def distort(points: np.ndarray, lens: Lens) -> np.ndarray:

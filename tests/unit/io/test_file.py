@@ -1,0 +1,46 @@
+import os
+
+import pytest
+
+from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import atomic_path, read_json, write_json
+
+
+def test_json_comes_back(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"x": [1, 2.5, None]})
+    assert read_json(tmp_path / "a" / "b.json") == {"x": [1, 2.5, None]}
+
+
+def fail_halfway(path):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.parent == path.parent
+        raise ZeroDivisionError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_content_that_json_cannot_hold_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", object())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["{", b"\xff\xfe\x00"])
+def test_broken_json_names_the_file(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"x\.json is not valid JSON"):
+        read_json(path)
+
+
+def test_missing_json_names_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"x\.json was expected"):
+        read_json(tmp_path / "x.json")

@@ -9,12 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.render.point import (
-    TEACHER_POINTS_PER_PIXEL,
-    Blend,
-    PointRender,
-    render_points,
-)
+from fvgen_recon.render.point import PointRender, render_points
+from fvgen_recon.render.point_surface import blend_surface, nearest_depth
 from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Scene, Trajectory
 
 _SUPPORT_SIDE = 96
@@ -27,10 +23,6 @@ class GuidanceConfig:
 
     radius_px: float = 1.44
     """Radius of a point's disk in pixels: that of the teacher's renders, which are 288 high."""
-    points_per_pixel: int = 16
-    """Number of nearest points that are blended in a pixel."""
-    blend: Blend = "mean"
-    """How they are blended; see `render_points`."""
     min_alpha: float = 0.5
     """Opacity from which a pixel of the render is trusted."""
     gap_px: int = 5
@@ -42,17 +34,12 @@ class GuidanceConfig:
     """A trusted pixel is dropped where a dense layer shows something nearer whose colour differs by
     more than this in some channel; none keeps it."""
     is_raw: bool = False
-    """Whether frames are the bare renders, darkened by low opacity and with all that is not
-    trusted; otherwise trusted pixels have full colour and the others are black."""
+    """Whether frames are bare renders in the teacher's manner: composited front to back, gaps left
+    open, darkened by low opacity and with all that is not trusted. Otherwise points are blended as
+    a surface, trusted pixels have full colour and the others are black."""
 
 
-TEACHER_GUIDANCE = GuidanceConfig(
-    points_per_pixel=TEACHER_POINTS_PER_PIXEL,
-    blend="over",
-    gap_px=0,
-    max_conflict=None,
-    is_raw=True,
-)
+TEACHER_GUIDANCE = GuidanceConfig(max_conflict=None, is_raw=True)
 """Renders as ViewCrafter was trained on them, at its 288 rows."""
 
 
@@ -114,19 +101,10 @@ def render_guidance(
 
 
 def render_surface(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> PointRender:
-    """Render points without those that show through gaps between nearer points."""
-    limit = None
-    if config.gap_px > 0:
-        nearest = render_points(cloud, cameras, radius_px=_SUPPORT_RADIUS_PX, points_per_pixel=1)
-        limit = close_depth(nearest.depth, config.gap_px) * (1 + config.depth_tolerance)
-    return render_points(
-        cloud,
-        cameras,
-        radius_px=config.radius_px,
-        points_per_pixel=config.points_per_pixel,
-        depth_limit=limit,
-        blend=config.blend,
-    )
+    """Render points as a surface that hides what lies behind it, across narrow gaps too."""
+    nearest = nearest_depth(cloud, cameras, radius_px=_SUPPORT_RADIUS_PX)
+    limit = close_depth(nearest, config.gap_px) * (1 + config.depth_tolerance)
+    return blend_surface(cloud, cameras, radius_px=config.radius_px, depth_limit=limit)
 
 
 def close_depth(depth: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "T 1 H W"]:
@@ -136,14 +114,13 @@ def close_depth(depth: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "
     surfaces, the greatest within the window then takes the spread back from their outlines.
 
     Args:
-        depth: Z-depths of the nearest points; 0 where there is none.
+        depth: Z-depths of the nearest points; infinite where there is none.
         gap_px: Greatest width of a gap, in pixels.
 
     Returns:
         Z-depths of the nearest surface; infinite where there is none.
     """
-    nearness = torch.where(depth > 0, 1 / depth.clamp_min(1e-12), torch.zeros_like(depth))
-    return 1 / _close(nearness, gap_px)
+    return 1 / _close(1 / depth, gap_px)
 
 
 def _close(values: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "T 1 H W"]:
@@ -168,8 +145,8 @@ def support_fraction(cloud: PointCloud, camera: Cameras) -> float:
     height, width = max(1, round(camera.height * scale)), max(1, round(camera.width * scale))
     small = camera.resize(height, width)
     row = Cameras(c2w=small.c2w[None], K=small.K[None], height=height, width=width)
-    render = render_points(cloud, row, radius_px=_SUPPORT_RADIUS_PX, points_per_pixel=1)
-    return float((render.alpha > 0).double().mean())
+    depth = nearest_depth(cloud, row, radius_px=_SUPPORT_RADIUS_PX)
+    return float(torch.isfinite(depth).double().mean())
 
 
 def _check(scene: Scene, trajectory: Trajectory) -> None:
@@ -199,10 +176,12 @@ def _end_views(scene: Scene, trajectory: Trajectory) -> tuple[int, ...]:
 
 def _draw(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> _Picture:
     """Render points, decide which pixels to trust and fill narrow gaps between them."""
+    if config.is_raw:
+        render = render_points(cloud, cameras, radius_px=config.radius_px)
+        mask = render.alpha >= config.min_alpha
+        return _Picture(render.frames.clamp(0, 1), mask, render.depth)
     render = render_surface(cloud, cameras, config)
     mask = render.alpha >= config.min_alpha
-    if config.is_raw:
-        return _Picture(render.frames.clamp(0, 1), mask, render.depth)
     planes = torch.cat([render.frames, render.depth * render.alpha, render.alpha], dim=1) * mask
     if config.gap_px > 0:
         # Gaps take the mean of their neighbours, which here all belong to the nearest surface.

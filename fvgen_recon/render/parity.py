@@ -97,7 +97,7 @@ def _compare_radius(
     ours = render_points(cloud, cameras, radius_ndc=float(radius), points_per_pixel=per_pixel)
     by_sort = splat_frames(
         cloud.xyz, cloud.rgb, matrices,
-        size=size, radius=pixels, points_per_pixel=per_pixel, depth_limit=None, blend="over",
+        size=size, radius=pixels, points_per_pixel=per_pixel,
     )[0]  # fmt: skip
     found = nearest_points(
         cloud.xyz, matrices, size=size, radius=pixels, points_per_pixel=per_pixel

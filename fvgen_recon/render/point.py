@@ -4,14 +4,14 @@ The semantics are those of PyTorch3D's point rasteriser with its alpha composito
 renders that ViewCrafter was trained on. A point is a disk of constant size in the image; a pixel
 whose centre lies at distance d < R of the disk's centre is hit with alpha = 1 - d^2 / R^2; of all
 hits the `points_per_pixel` nearest by z are composited front to back over black. Nothing is
-normalised, so sparsely covered pixels come out dark.
+normalised, so sparsely covered pixels come out dark. `point_surface` renders the same points as one
+opaque surface instead.
 
 Fast paths: numba on the CPU (`point_cpu`), sorted segments in torch on a GPU (`point_torch`). The
 slow twin that the tests compare them with is `point_reference`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,10 +23,6 @@ TEACHER_RADIUS_NDC = 0.01
 """Disk radius of the teacher's renders, in units of half the shorter image side."""
 TEACHER_POINTS_PER_PIXEL = 10
 """Number of points that the teacher's renders composite in a pixel."""
-
-Blend = Literal["over", "mean"]
-"""How the points of a pixel are blended: `over` composites them front to back, as the teacher's
-renders do; `mean` averages their colours by opacity, whatever their order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +82,6 @@ def render_points(
     radius_px: float | None = None,
     radius_ndc: float = TEACHER_RADIUS_NDC,
     points_per_pixel: int = TEACHER_POINTS_PER_PIXEL,
-    depth_limit: Float[Tensor, "T 1 H W"] | None = None,
-    blend: Blend = "over",
 ) -> PointRender:
     """Render a point cloud into a row of cameras, whatever the points' confidence.
 
@@ -99,10 +93,6 @@ def render_points(
         radius_px: Radius of the disks in pixels; where it is given `radius_ndc` does not count.
         radius_ndc: Radius of the disks in units of half the shorter image side.
         points_per_pixel: Number of nearest points that are composited in a pixel.
-        depth_limit: Z-depths, in world units, beyond which a pixel shows nothing.
-        blend: `over` prefers the nearer of two points of one surface, which on a slanted surface
-            shifts the image by up to half a radius. `mean` does not, but needs a `depth_limit`
-            where surfaces overlap.
 
     Returns:
         Colours, opacity and depth, in the cloud's dtype. CPU and GPU agree to float32 rounding.
@@ -114,7 +104,6 @@ def render_points(
     if points_per_pixel < 1:
         raise InputError(f"points_per_pixel must be at least 1: {points_per_pixel} came.")
     matrices = projection_matrices(cameras)
-    limit = None if depth_limit is None else depth_limit[:, 0].float().contiguous()
     # numba is slow to import and of no use on a GPU, so it is imported where it is needed.
     if cloud.xyz.device.type == "cpu":
         from fvgen_recon.render.point_cpu import splat_frames
@@ -127,8 +116,6 @@ def render_points(
         size=(cameras.height, cameras.width),
         radius=radius,
         points_per_pixel=points_per_pixel,
-        depth_limit=limit,
-        blend=blend,
     )
     dtype = cloud.xyz.dtype
     return PointRender(frames=frames.to(dtype), alpha=alpha.to(dtype), depth=depth.to(dtype))

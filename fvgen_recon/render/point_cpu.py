@@ -6,6 +6,7 @@ disk. Frames run on plain Python threads, as many as torch may use, since numba'
 are neither safe to enter from several threads nor safe to fork.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
@@ -15,11 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fvgen_recon.render.point import Blend
-
 _RADIX_BITS = 11
 _NUM_PASSES = 3
-_RED, _GREEN, _BLUE, _CLEAR, _COUNT, _WEIGHT, _DEPTH, _TOTAL, _NUM_STATES = range(9)
+_RED, _GREEN, _BLUE, _CLEAR, _COUNT, _WEIGHT, _DEPTH, _NUM_STATES = 0, 1, 2, 3, 4, 5, 6, 8
 
 
 def splat_frames(
@@ -30,40 +29,58 @@ def splat_frames(
     size: tuple[int, int],
     radius: float,
     points_per_pixel: int,
-    depth_limit: Float[Tensor, "T H W"] | None,
-    blend: Blend,
 ) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 1 H W"], Float[Tensor, "T 1 H W"]]:
     """Return colours, opacity and the depth of the heaviest point of every pixel.
 
     See `fvgen_recon.render.point.render_points`, which calls this.
     """
-    num_frames = matrices.shape[0]
-    height, width = size
-    planes = np.empty((num_frames, 5, height, width), dtype=np.float32)
+    planes = np.empty((matrices.shape[0], 5, *size), dtype=np.float32)
     points, colours = xyz.contiguous().numpy(), rgb.contiguous().numpy()
     projections = matrices.contiguous().numpy()
-    no_limit = np.empty((0, 0), dtype=np.float32)
-    disk = (float(radius), points_per_pixel, blend == "mean")
-    limits = None if depth_limit is None else depth_limit.numpy()
-
-    def draw(frame: int) -> None:
-        limit = no_limit if limits is None else limits[frame]
-        _draw_frame(points, colours, projections[frame], disk, limit, planes[frame])
-
-    num_threads = min(torch.get_num_threads(), num_frames)
-    if num_threads <= 1:
-        for frame in range(num_frames):
-            draw(frame)
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(draw, range(num_frames)))
+    disk = (float(radius), points_per_pixel)
+    run_frames(
+        lambda frame: _draw_frame(points, colours, projections[frame], disk, planes[frame]),
+        len(planes),
+    )
     result = torch.from_numpy(planes)
     return result[:, :3], result[:, 3:4], result[:, 4:5]
 
 
+def run_frames(draw: Callable[[int], None], num_frames: int) -> None:
+    """Call a function for every frame, on as many threads as torch may use."""
+    num_threads = min(torch.get_num_threads(), num_frames)
+    if num_threads <= 1:
+        for frame in range(num_frames):
+            draw(frame)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(draw, range(num_frames)))
+
+
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _draw_frame(xyz, rgb, matrix, disk, limit, planes):
+def project_point(point, matrix):
+    """Return a point's place in the image (x, y) and its z-depth, which decides if it counts."""
+    x, y, z = float(point[0]), float(point[1]), float(point[2])
+    depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3]
+    if not np.float32(depth) > 0:
+        return 0.0, 0.0, np.float32(-1.0)
+    u = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3]) / depth
+    v = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3]) / depth
+    return u, v, np.float32(depth)
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def disk_span(centre, radius, size):
+    """Return the range of pixels along an axis whose centres may lie within a disk."""
+    first = int(np.floor(centre - radius - 0.5)) + 1
+    return max(0, first), min(size, int(np.ceil(centre + radius - 0.5)))
+
+
+@numba.njit(cache=True, nogil=True)
+@no_type_check
+def _draw_frame(xyz, rgb, matrix, disk, planes):
     """Draw one frame into `planes`: red, green, blue, opacity, depth."""
     height, width = planes.shape[1], planes.shape[2]
     index, centre, depth = _project(xyz, matrix, height, width, disk[0])
@@ -71,16 +88,12 @@ def _draw_frame(xyz, rgb, matrix, disk, limit, planes):
     state = np.zeros((height, width, _NUM_STATES), dtype=np.float32)
     state[:, :, _CLEAR] = 1.0
     for k in order:
-        _draw_disk(state, limit, centre[k], depth[k], rgb[index[k]], disk)
+        _draw_disk(state, centre[k], depth[k], rgb[index[k]], disk)
     for y in range(height):
         for x in range(width):
             pixel = state[y, x]
-            opacity = np.float32(1.0) - pixel[_CLEAR]
-            scale = np.float32(1.0)
-            if disk[2] and pixel[_TOTAL] > 0:
-                scale = opacity / pixel[_TOTAL]
-            planes[0, y, x], planes[1, y, x] = scale * pixel[_RED], scale * pixel[_GREEN]
-            planes[2, y, x], planes[3, y, x] = scale * pixel[_BLUE], opacity
+            planes[0, y, x], planes[1, y, x] = pixel[_RED], pixel[_GREEN]
+            planes[2, y, x], planes[3, y, x] = pixel[_BLUE], 1.0 - pixel[_CLEAR]
             planes[4, y, x] = pixel[_DEPTH]
 
 
@@ -98,16 +111,13 @@ def _project(xyz, matrix, height, width, radius):
     depth = np.empty(num_points, dtype=np.float32)
     num_kept = 0
     for i in range(num_points):
-        x, y, z = float(xyz[i, 0]), float(xyz[i, 1]), float(xyz[i, 2])
-        w = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3]
-        if not np.float32(w) > 0:
+        u, v, z = project_point(xyz[i], matrix)
+        if not z > 0:
             continue
-        u = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3]) / w
-        v = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3]) / w
         if -radius < u < width + radius and -radius < v < height + radius:
             index[num_kept] = i
             centre[num_kept, 0], centre[num_kept, 1] = u, v
-            depth[num_kept] = w
+            depth[num_kept] = z
             num_kept += 1
     return index[:num_kept], centre[:num_kept], depth[:num_kept]
 
@@ -140,26 +150,23 @@ def _argsort_positive(values):
 
 @numba.njit(cache=True, nogil=True, inline="always")
 @no_type_check
-def _draw_disk(state, limit, centre, depth, colour, disk):
-    """Blend a disk of (radius, points per pixel, is mean) behind what its pixels hold."""
+def _draw_disk(state, centre, depth, colour, disk):
+    """Composite a disk of (radius, points per pixel) behind what its pixels already hold."""
     height, width = state.shape[0], state.shape[1]
-    u, v, (radius, points_per_pixel, is_mean) = centre[0], centre[1], disk
+    u, v, radius, points_per_pixel = centre[0], centre[1], disk[0], disk[1]
     squared_radius = radius * radius
-    first_x = max(0, int(np.floor(u - radius - 0.5)) + 1)
-    first_y = max(0, int(np.floor(v - radius - 0.5)) + 1)
-    for y in range(first_y, min(height, int(np.ceil(v + radius - 0.5)))):
+    first_x, stop_x = disk_span(u, radius, width)
+    first_y, stop_y = disk_span(v, radius, height)
+    for y in range(first_y, stop_y):
         dy = y + 0.5 - v
-        for x in range(first_x, min(width, int(np.ceil(u + radius - 0.5)))):
+        for x in range(first_x, stop_x):
             dx = x + 0.5 - u
             squared = dx * dx + dy * dy
             pixel = state[y, x]
             if squared >= squared_radius or pixel[_COUNT] >= points_per_pixel:
                 continue
-            if limit.shape[0] > 0 and depth > limit[y, x]:
-                continue
             alpha = np.float32(1.0 - squared / squared_radius)
-            weight = alpha if is_mean else pixel[_CLEAR] * alpha
-            pixel[_TOTAL] += weight
+            weight = pixel[_CLEAR] * alpha
             pixel[_RED] += weight * colour[0]
             pixel[_GREEN] += weight * colour[1]
             pixel[_BLUE] += weight * colour[2]

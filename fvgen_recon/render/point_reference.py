@@ -4,13 +4,13 @@ The twin of `fvgen_recon.render.point` that tests compare the fast paths with.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import pixel_centres, project_points
 from fvgen_recon.render.point import (
     TEACHER_POINTS_PER_PIXEL,
     TEACHER_RADIUS_NDC,
-    Blend,
     PointFragments,
     PointRender,
     disk_radius,
@@ -62,27 +62,41 @@ def render_points_reference(
     radius_px: float | None = None,
     radius_ndc: float = TEACHER_RADIUS_NDC,
     points_per_pixel: int = TEACHER_POINTS_PER_PIXEL,
-    blend: Blend = "over",
 ) -> PointRender:
     """Render a point cloud as `render_points` does, pixel by pixel."""
     radius = disk_radius(cameras, radius_px=radius_px, radius_ndc=radius_ndc)
     found = find_fragments(cloud, cameras, radius=radius, points_per_pixel=points_per_pixel)
     shape = found.point.shape[:3]
     frames, clear = torch.zeros(*shape, 3), torch.ones(*shape, 1)
-    total = torch.zeros(*shape, 1)
     depth, heaviest = torch.zeros(*shape, 1), torch.zeros(*shape, 1)
     for k in range(points_per_pixel):
         hit = found.point[..., k, None] >= 0
         alpha = torch.where(hit, 1 - found.squared_distance[..., k, None] / radius**2, 0.0)
         colour = torch.zeros(*shape, 3)
         colour[hit[..., 0]] = cloud.rgb[found.point[..., k][hit[..., 0]]].float()
-        weight = clear * alpha if blend == "over" else alpha
-        total = total + weight
+        weight = clear * alpha
         frames = frames + weight * colour
         clear = clear * (1 - alpha)
         depth = torch.where(weight > heaviest, found.depth[..., k, None], depth)
         heaviest = torch.maximum(heaviest, weight)
-    if blend == "mean":
-        frames = frames * (1 - clear) / total.clamp_min(1e-12)
     planes = [plane.movedim(-1, 1).contiguous() for plane in (frames, 1 - clear, depth)]
+    return PointRender(frames=planes[0], alpha=planes[1], depth=planes[2])
+
+
+def blend_surface_reference(
+    cloud: PointCloud,
+    cameras: Cameras,
+    *,
+    radius_px: float,
+    depth_limit: Float[Tensor, "T 1 H W"],
+) -> PointRender:
+    """Render a surface as `blend_surface` does, pixel by pixel."""
+    found = find_fragments(cloud, cameras, radius=radius_px, points_per_pixel=len(cloud))
+    hit = (found.point >= 0) & (found.depth <= depth_limit.movedim(1, -1))
+    alpha = torch.where(hit, 1 - found.squared_distance / radius_px**2, 0.0)[..., None]
+    opacity = 1 - (1 - alpha).prod(-2)
+    weight = alpha / alpha.sum(-2, keepdim=True).clamp_min(1e-12)
+    colour = (weight * cloud.rgb[found.point.clamp_min(0)]).sum(-2)
+    depth = (weight * found.depth[..., None]).sum(-2)
+    planes = [plane.movedim(-1, 1).contiguous() for plane in (opacity * colour, opacity, depth)]
     return PointRender(frames=planes[0], alpha=planes[1], depth=planes[2])

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fvgen_recon.render.point import Blend, PointFragments
+from fvgen_recon.render.point import PointFragments
 
 _MAX_CANDIDATES = 2**26
 """Pairs of a point and a pixel near it that are looked at together: about 1.5 GB."""
 
 
-class _Disks(NamedTuple):
-    """Points that may touch an image, by frame and then from near to far."""
+class Disks(NamedTuple):
+    """Points that may touch an image."""
 
     frame: Int[Tensor, "M"]
     point: Int[Tensor, "M"]
@@ -27,7 +27,7 @@ class _Disks(NamedTuple):
     depth: Float[Tensor, "M"]
 
 
-class _Fragments(NamedTuple):
+class Fragments(NamedTuple):
     """Hits of disks on pixels, in the order of the disks."""
 
     disk: Int[Tensor, "F"]
@@ -50,8 +50,6 @@ def splat_frames(
     size: tuple[int, int],
     radius: float,
     points_per_pixel: int,
-    depth_limit: Float[Tensor, "T H W"] | None,
-    blend: Blend,
 ) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T 1 H W"], Float[Tensor, "T 1 H W"]]:
     """Return colours, opacity and the depth of the heaviest point of every pixel.
 
@@ -59,13 +57,12 @@ def splat_frames(
     """
     height, width = size
     planes = xyz.new_zeros(matrices.shape[0], height * width, 5)
-    for part in _chunks(xyz, matrices, radius):
-        disks = _project(xyz, matrices[part], size, radius)
-        limit = None if depth_limit is None else depth_limit[part].reshape(-1)
-        fragments = _rasterise(disks, size, radius, limit)
+    for part in chunks(xyz, matrices, radius):
+        disks = _sort_by_depth(project(xyz, matrices[part], size, radius))
+        fragments = rasterise(disks, size, radius)
         num_pixels = planes[part].shape[0] * height * width
         slots = _take_nearest(fragments, num_pixels, points_per_pixel)
-        planes[part] = _composite(slots, disks, rgb, blend).view(-1, height * width, 5)
+        planes[part] = _composite(slots, disks, rgb).view(-1, height * width, 5)
     planes = planes.mT.reshape(-1, 5, height, width)
     return planes[:, :3], planes[:, 3:4], planes[:, 4:5]
 
@@ -82,9 +79,9 @@ def nearest_points(
     shape = (matrices.shape[0], *size, points_per_pixel)
     point = torch.full(shape, -1, device=xyz.device)
     depth, squared = xyz.new_full(shape, -1.0), xyz.new_full(shape, -1.0)
-    for part in _chunks(xyz, matrices, radius):
-        disks = _project(xyz, matrices[part], size, radius)
-        fragments = _rasterise(disks, size, radius, None)
+    for part in chunks(xyz, matrices, radius):
+        disks = _sort_by_depth(project(xyz, matrices[part], size, radius))
+        fragments = rasterise(disks, size, radius)
         chunk = point[part].shape
         slots = _take_nearest(fragments, chunk[:3].numel(), points_per_pixel)
         alpha, disk = slots.alpha.view(chunk), slots.disk.view(chunk)
@@ -95,7 +92,7 @@ def nearest_points(
     return PointFragments(point=point, depth=depth, squared_distance=squared)
 
 
-def _chunks(xyz: Tensor, matrices: Tensor, radius: float) -> list[slice]:
+def chunks(xyz: Tensor, matrices: Tensor, radius: float) -> list[slice]:
     """Split the frames so that each part looks at a bounded number of candidates."""
     if not len(xyz):
         return []
@@ -108,38 +105,39 @@ def _window(radius: float) -> int:
     return math.ceil(2 * radius)
 
 
-def _project(
+def project(
     xyz: Float[Tensor, "N 3"],
     matrices: Float[Tensor, "T 3 4"],
     size: tuple[int, int],
     radius: float,
-) -> _Disks:
-    """Project points, drop those that cannot touch an image, sort the rest by frame and depth."""
+) -> Disks:
+    """Project points and drop those that cannot touch an image; by frame, then by index."""
     height, width = size
     local = matrices[..., :3] @ xyz.double().mT + matrices[..., 3:]
     depth = local[:, 2].float()
     u, v = local[:, 0] / local[:, 2], local[:, 1] / local[:, 2]
     near = (u > -radius) & (u < width + radius) & (v > -radius) & (v < height + radius)
     frame, point = ((depth > 0) & near).nonzero(as_tuple=True)
-    depth = depth[frame, point]
+    return Disks(frame, point, u[frame, point], v[frame, point], depth[frame, point])
+
+
+def _sort_by_depth(disks: Disks) -> Disks:
+    """Sort by frame and then from near to far."""
     # The bits of positive floats sort like the floats: one key holds the frame and the depth.
-    key = (frame << 32) | depth.view(torch.int32).long()
+    key = (disks.frame << 32) | disks.depth.view(torch.int32).long()
     order = key.sort(stable=True).indices
-    frame, point = frame[order], point[order]
-    return _Disks(frame, point, u[frame, point], v[frame, point], depth[order])
+    return Disks(*(values[order] for values in disks))
 
 
-def _rasterise(
-    disks: _Disks, size: tuple[int, int], radius: float, limit: Float[Tensor, "P"] | None
-) -> _Fragments:
+def rasterise(disks: Disks, size: tuple[int, int], radius: float) -> Fragments:
     """Find the pixels whose centre lies inside each disk."""
     height, width = size
     window = _window(radius)
     offset = torch.arange(window, device=disks.u.device)
     first_x = (disks.u - radius - 0.5).floor() + 1
     first_y = (disks.v - radius - 0.5).floor() + 1
-    dx = (first_x + 0.5 - disks.u)[:, None] + offset
-    dy = (first_y + 0.5 - disks.v)[:, None] + offset
+    dx = (first_x + 0.5 - disks.u).float()[:, None] + offset
+    dy = (first_y + 0.5 - disks.v).float()[:, None] + offset
     x = first_x.int()[:, None] + offset.int()
     y = first_y.int()[:, None] + offset.int()
     # A hit needs d^2 < R^2; a pixel outside the image gets an infinite distance.
@@ -150,14 +148,11 @@ def _rasterise(
     disk = hit // window**2
     row, column = hit // window % window, hit % window
     pixel = (disks.frame[disk].int() * height + y[disk, row]) * width + x[disk, column]
-    alpha = (1 - squared[hit] / radius**2).float()
-    if limit is None:
-        return _Fragments(disk, pixel, alpha)
-    keep = disks.depth[disk] <= limit[pixel]
-    return _Fragments(disk[keep], pixel[keep], alpha[keep])
+    alpha = 1 - squared[hit] / radius**2
+    return Fragments(disk, pixel, alpha)
 
 
-def _take_nearest(fragments: _Fragments, num_pixels: int, points_per_pixel: int) -> _Slots:
+def _take_nearest(fragments: Fragments, num_pixels: int, points_per_pixel: int) -> _Slots:
     """Put the first few fragments of every pixel into a table."""
     pixel, order = fragments.pixel.sort(stable=True)
     borders = torch.arange(num_pixels, device=pixel.device, dtype=pixel.dtype)
@@ -174,23 +169,17 @@ def _take_nearest(fragments: _Fragments, num_pixels: int, points_per_pixel: int)
     return _Slots(alpha.view(num_pixels, -1), disk.view(num_pixels, -1))
 
 
-def _composite(
-    slots: _Slots, disks: _Disks, rgb: Float[Tensor, "N 3"], blend: Blend
-) -> Float[Tensor, "P 5"]:
+def _composite(slots: _Slots, disks: Disks, rgb: Float[Tensor, "N 3"]) -> Float[Tensor, "P 5"]:
     """Composite the fragments of every pixel: red, green, blue, opacity, depth."""
     result = rgb.new_zeros(len(slots.alpha), 5)
     if not len(disks.point):
         return result
     clear = (1 - slots.alpha).cumprod(1)
-    opacity, weight = 1 - clear[:, -1], slots.alpha
-    if blend == "over":
-        weight = weight * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
+    weight = slots.alpha * torch.cat([torch.ones_like(clear[:, :1]), clear[:, :-1]], dim=1)
     disk = slots.disk.clamp_min(0)  # Empty slots weigh nothing.
     for k in range(disk.shape[1]):
         result[:, :3] += weight[:, k, None] * rgb[disks.point[disk[:, k]]]
-    if blend == "mean":
-        result[:, :3] *= (opacity / weight.sum(1).clamp_min(1e-12))[:, None]
-    result[:, 3] = opacity
+    result[:, 3] = 1 - clear[:, -1]
     heaviest, best = weight.max(1)
     depth = disks.depth[disk.gather(1, best[:, None])[:, 0]]
     result[:, 4] = torch.where(heaviest > 0, depth, torch.zeros_like(depth))

@@ -23,7 +23,7 @@ def make_unit_camera(height=6, width=10):
     return Cameras(c2w=torch.eye(4)[None], K=K, height=height, width=width)
 
 
-def render_sorted(cloud, cameras, radius, points_per_pixel=10, depth_limit=None, blend="over"):
+def render_sorted(cloud, cameras, radius, points_per_pixel=10):
     frames, alpha, depth = splat_frames(
         cloud.xyz,
         cloud.rgb,
@@ -31,17 +31,16 @@ def render_sorted(cloud, cameras, radius, points_per_pixel=10, depth_limit=None,
         size=(cameras.height, cameras.width),
         radius=radius,
         points_per_pixel=points_per_pixel,
-        depth_limit=depth_limit,
-        blend=blend,
     )
     return frames, alpha, depth
 
 
-def assert_same(cloud, cameras, radius, points_per_pixel=10, blend="over"):
-    settings = {"radius_px": radius, "points_per_pixel": points_per_pixel, "blend": blend}
-    slow = render_points_reference(cloud, cameras, **settings)
-    fast = render_points(cloud, cameras, **settings)
-    by_sort = render_sorted(cloud, cameras, radius, points_per_pixel, blend=blend)
+def assert_same(cloud, cameras, radius, points_per_pixel=10):
+    slow = render_points_reference(
+        cloud, cameras, radius_px=radius, points_per_pixel=points_per_pixel
+    )
+    fast = render_points(cloud, cameras, radius_px=radius, points_per_pixel=points_per_pixel)
+    by_sort = render_sorted(cloud, cameras, radius, points_per_pixel)
     for ours in ((fast.frames, fast.alpha, fast.depth), by_sort):
         assert torch.allclose(ours[0], slow.frames, atol=1e-5)
         assert torch.allclose(ours[1], slow.alpha, atol=1e-5)
@@ -56,13 +55,12 @@ def test_renders_equal_pytorch3d(parity):
     assert [row for row in rows if not row.is_accepted] == []
 
 
-@pytest.mark.parametrize("blend", ["over", "mean"])
 @pytest.mark.parametrize(
     ("radius", "points_per_pixel"), [(0.3, 10), (1.44, 10), (2.5, 3), (1.0, 1)]
 )
-def test_fast_paths_equal_the_slow_twin(radius, points_per_pixel, blend):
+def test_fast_paths_equal_the_slow_twin(radius, points_per_pixel):
     cameras = make_cameras(2, height=9, width=14)
-    fast = assert_same(make_cloud(300), cameras, radius, points_per_pixel, blend)
+    fast = assert_same(make_cloud(300), cameras, radius, points_per_pixel)
     assert fast.alpha.amax() > 0.5
 
 
@@ -94,20 +92,6 @@ def test_opacity_is_one_minus_squared_distance_and_composites_front_to_back():
     assert render.depth[0, 0, 2, 3] == 1.0
 
 
-def test_mean_blend_does_not_care_which_point_is_nearer():
-    forth = make_points([[3.0, 2.5, 1.0], [8.4, 5.0, 2.0]])
-    back = make_points([[6.0, 5.0, 2.0], [4.2, 2.5, 1.0]])
-    for cloud in (forth, back):
-        render = assert_same(cloud, make_unit_camera(), 1.5, blend="mean")
-        red, green = 1 - (0.5 / 1.5) ** 2, 1 - (0.7 / 1.5) ** 2
-        opacity = 1 - (1 - red) * (1 - green)
-        assert render.alpha[0, 0, 2, 3] == pytest.approx(opacity)
-        colour = render.frames[0, :2, 2, 3].tolist()
-        assert colour == pytest.approx(
-            [opacity * red / (red + green), opacity * green / (red + green)]
-        )
-
-
 def test_points_behind_the_camera_are_not_drawn():
     cloud = make_points([[-3.5, -2.5, -1.0], [3.5, 2.5, 0.0]])
     render = assert_same(cloud, make_unit_camera(), 1.5)
@@ -118,19 +102,6 @@ def test_an_empty_cloud_gives_black():
     render = assert_same(make_points([]), make_cameras(2, 5, 7), 1.5)
     assert render.frames.shape == (2, 3, 5, 7)
     assert render.frames.amax() == 0
-
-
-def test_depth_limit_hides_what_lies_beyond():
-    cameras, cloud = make_cameras(2, height=9, width=14), make_cloud(300)
-    limit = torch.full((2, 1, 9, 14), 4.0)
-    limit[1, :, :, :7] = 3.8
-    ours = render_points(cloud, cameras, radius_px=1.5, depth_limit=limit)
-    by_sort = render_sorted(cloud, cameras, 1.5, depth_limit=limit[:, 0])
-    near = cloud[(cloud.xyz - cameras[0].position) @ cameras[0].direction <= 4.0]
-    alone = render_points(near, cameras[[0]], radius_px=1.5)
-    assert torch.allclose(ours.frames[0], alone.frames[0], atol=1e-6)
-    assert torch.allclose(ours.frames, by_sort[0], atol=1e-5)
-    assert ours.depth[1, 0, :, :7].amax() <= 3.8 < ours.depth[1, 0].amax() <= 4.0
 
 
 def test_frames_do_not_depend_on_the_number_of_threads():

@@ -37,7 +37,8 @@ class FeatureHead(nn.Module):
 
     def forward(self, feature: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B"]:
         """Return one logit a clip, in float32."""
-        pooled = self.body(feature.to(self.body[0].weight.dtype)).float().mean(dim=(2, 3, 4))
+        feature = feature.to(self.last.weight.dtype)
+        pooled = self.body(feature).float().mean(dim=(2, 3, 4))
         with torch.autocast(pooled.device.type, enabled=False):
             weight, bias = self.last.weight.float(), self.last.bias.float()
             return nn.functional.linear(pooled, weight, bias)[:, 0]

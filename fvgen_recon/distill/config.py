@@ -64,6 +64,9 @@ class DmdSettings:
     """Which weight; `rkl` is plain DMD and needs no discriminator."""
     guidance: GuidanceScale = field(default_factory=GuidanceScale)
     """Guidance of the teacher's score; the student learns it in."""
+    normalise: bool = True
+    """Divide each clip's gradient by its mean distance to the teacher's prediction, as DMD does. A
+    mean over few numbers is a poor normaliser; then the plain difference in x0 is better."""
     train_disc: bool = False
     """Keep training the discriminator; the paper freezes it."""
     gan_weight: float = 0.0
@@ -124,6 +127,20 @@ class RegressionSettings:
 
 
 StageSettings = GanSettings | DmdSettings | OdeSettings | DiffusionSettings | RegressionSettings
+
+
+def stage_rollout(stage: StageSettings) -> RolloutSettings:
+    """Return how the student of a stage is sampled; those without a sampler take one step."""
+    if isinstance(stage, (GanSettings, DmdSettings, OdeSettings)):
+        return stage.rollout
+    return RolloutSettings(num_steps=1)
+
+
+def stage_guidance(stage: StageSettings) -> GuidanceScale:
+    """Return the teacher's guidance in a stage; none where it does not score."""
+    if isinstance(stage, (DmdSettings, OdeSettings)):
+        return stage.guidance
+    return GuidanceScale(scale=1.0, rescale=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

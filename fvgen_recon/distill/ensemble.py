@@ -19,6 +19,7 @@ from fvgen_recon.distill.parallel import (
     local,
     replicate,
     shard,
+    whole,
 )
 from fvgen_recon.distill.role import LatentDistance, Roles, TrainedRole, Turn
 from fvgen_recon.distill.timeline import stage_roles
@@ -157,6 +158,10 @@ class Ensemble:
                 pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
                 for weight, averaged in pairs:
                     local(weight).copy_(local(averaged))
+
+    def average_weights(self) -> dict[str, Tensor]:
+        """Gather the averaged student on the CPU; every process must ask."""
+        return {name: whole(value).cpu() for name, value in self.ema.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what a checkpoint must hold, by file: what trains or changes."""

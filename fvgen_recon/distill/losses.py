@@ -49,6 +49,10 @@ CURVATURE_AT_ONE: dict[Divergence, float] = {
 RATIO_LIMITS = (0.1, 20.0)
 """Limits of r for weights that have no bound of their own (as in f-distill's code)."""
 
+SMALLEST_DISTANCE = 1e-3
+"""Floor of the normaliser, in units of the latents: where the teacher predicts the very sample, as
+it may right after a start from the teacher, the gradient must not explode."""
+
 _BOUNDED = ("rkl", "soft_rkl", "js")
 
 
@@ -111,8 +115,8 @@ def matching_gradient(
         x0_teacher: The teacher's prediction from the noised sample, guidance included.
         x0_critic: The critic's prediction from the same noised sample.
         weight: The weight of each clip, from `density_ratio_weight`.
-        normalise: Divide by the mean distance; without it the caller's weight must hold
-            alpha^2 / sigma^2.
+        normalise: Divide by the mean distance; without it, for the divergence's own gradient, the
+            caller's weight must hold alpha^2 / sigma^2.
 
     Returns:
         The gradient, without gradient itself; zero where a prediction was not finite.
@@ -122,7 +126,8 @@ def matching_gradient(
         scale = _column(_wide(weight), student)
         if normalise:
             axes = tuple(range(1, student.ndim))
-            scale = scale / (student - teacher).abs().mean(dim=axes, keepdim=True)
+            distance = (student - teacher).abs().mean(dim=axes, keepdim=True)
+            scale = scale / distance.clamp_min(SMALLEST_DISTANCE)
         return torch.nan_to_num(scale * (critic - teacher), nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -26,6 +26,17 @@ class RolloutSettings:
     """Between steps: fresh noise on the predicted x0 (sde), or the predicted noise again (ode)."""
     inputs: Literal["simulated", "noised_real"] = "simulated"
     """What the trained step sees: the student's own earlier steps, or a noised real clip."""
+    gradient: Literal["one_step", "all_steps"] = "one_step"
+    """Train one random step, whose x0 is the sample; or run all steps and train through them.
+
+    With one step, critic and discriminator see the mixture of what all steps predict, and only that
+    mixture is matched: early steps that are too smooth are made up for by the last one. Through all
+    steps it is the final sample that is matched, at the memory of several forwards."""
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction."""
+        if self.gradient == "all_steps" and self.inputs == "noised_real":
+            raise InputError("Training through all steps starts from noise, not from real clips.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +99,14 @@ def student_sample(
 ) -> Float[Tensor, "B C T h w"]:
     """Return the student's x0 at one random step, with gradient through that step only.
 
-    The step's index is drawn from the shared generator: all processes run the same number of
+    (Or its final x0 with gradient through all steps, if the settings say so.) The step's index is drawn from the shared generator: all processes run the same number of
     network evaluations, so none waits for another. With simulated inputs the earlier steps are the
     student's own, without gradient (backward simulation, DMD2, section 4.5); students trained on
     noised real clips alone meet inputs at inference that they have never seen.
     """
+    if settings.gradient == "all_steps":
+        x_t, t = _steps(roles, batch, rng, settings, settings.num_steps - 1)
+        return predict_x0(roles.student, roles.schedule, x_t, t, batch.condition)
     index = rng.shared_integer(settings.num_steps)
     x_t, t = student_input(roles, batch, rng, settings, index)
     return predict_x0(roles.student, roles.schedule, x_t, t, batch.condition)
@@ -103,11 +117,19 @@ def student_input(
     roles: Roles, batch: TrainingBatch, rng: StepRng, settings: RolloutSettings, index: int
 ) -> tuple[Float[Tensor, "B C T h w"], Int[Tensor, "B"]]:
     """Return what step `index` of the student sees: a noisy latent and its time."""
+    if settings.inputs == "noised_real":
+        schedule = roles.schedule
+        t = _at(int(schedule.timesteps(settings.num_steps)[index]), batch.x0)
+        return schedule.add_noise(batch.x0, rng.normal(batch.x0), t), t
+    return _steps(roles, batch, rng, settings, index)
+
+
+def _steps(
+    roles: Roles, batch: TrainingBatch, rng: StepRng, settings: RolloutSettings, index: int
+) -> tuple[Float[Tensor, "B C T h w"], Int[Tensor, "B"]]:
+    """Run the first steps of the student from noise."""
     schedule = roles.schedule
     times = schedule.timesteps(settings.num_steps).tolist()
-    if settings.inputs == "noised_real":
-        t = _at(times[index], batch.x0)
-        return schedule.add_noise(batch.x0, rng.normal(batch.x0), t), t
     x_t = rng.normal(batch.x0)
     for now, after in pairwise(times[: index + 1]):
         t = _at(now, x_t)

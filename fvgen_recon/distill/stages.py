@@ -173,7 +173,9 @@ def _dmd_student(
         features = teacher_features if settings.disc_on == "teacher" else critic_features
         weight = _ratio_weight(roles, features, settings, forcing)
         weight = x0_teacher.new_ones(len(batch)) if weight is None else weight
-        gradient = matching_gradient(fake, x0_teacher, x0_critic, weight)
+        gradient = matching_gradient(
+            fake, x0_teacher, x0_critic, weight, normalise=settings.normalise
+        )
     loss = pseudo_target_loss(fake, gradient)
     spread = weight_statistics(weight)
     scalars = {

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from fvgen_recon.diffusion.sampler import GuidanceScale
 from fvgen_recon.distill.calibration import fit_temperature
 from fvgen_recon.distill.checkpoint import (
     CheckpointState,
@@ -35,9 +34,10 @@ from fvgen_recon.distill.config import (
     GanSettings,
     OdeSettings,
     PhaseSettings,
-    RegressionSettings,
     StageSettings,
     TrainSettings,
+    stage_guidance,
+    stage_rollout,
 )
 from fvgen_recon.distill.data import ClipSource, TrainingBatch
 from fvgen_recon.distill.ensemble import Ensemble, Networks
@@ -49,7 +49,6 @@ from fvgen_recon.distill.parallel import (
 )
 from fvgen_recon.distill.randomness import StepRng, step_rng
 from fvgen_recon.distill.role import Roles, TrainedRole, Turn
-from fvgen_recon.distill.rollout import RolloutSettings
 from fvgen_recon.distill.stages import (
     StepResult,
     diffusion_step,
@@ -159,6 +158,13 @@ class Trainer:
             self.tick += 1
             if place.turn == "student":
                 self._after_step(phases[place.phase], place, last=self.tick == end)
+            elif self.tick == end:
+                self.save()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all phases are at their end."""
+        return self.tick >= num_ticks(self.settings.phases)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; false where there is none.
@@ -306,17 +312,10 @@ class Trainer:
         self._guard.check(phase.name, done, scalars)
         panel = None
         if with_validation and self._validation is not None:
-            stage = phase.stage
-            rollout = RolloutSettings(num_steps=1)
-            if not isinstance(stage, (RegressionSettings, DiffusionSettings)):
-                rollout = stage.rollout
-            guidance = GuidanceScale(scale=1.0, rescale=0.0)
-            if isinstance(stage, (DmdSettings, OdeSettings)):
-                guidance = stage.guidance
+            rollout, guidance = stage_rollout(phase.stage), stage_guidance(phase.stage)
+            roles = self.ensemble.averaged_roles()
             with self._precision():
-                outcome = validate(
-                    self.ensemble.averaged_roles(), self._validation, rollout, guidance
-                )
+                outcome = validate(roles, self._validation, rollout, guidance)
             scalars["validation/psnr"] = outcome.psnr
             scalars["validation/psnr_one_step"] = outcome.psnr_one_step
             panel = outcome.panel

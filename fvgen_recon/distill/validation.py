@@ -2,20 +2,25 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fvgen_recon.diffusion.backbone import Codec
 from fvgen_recon.diffusion.sampler import GuidanceScale
-from fvgen_recon.distill.data import TrainingBatch
+from fvgen_recon.distill.data import TrainingBatch, open_packed, write_packed
 from fvgen_recon.distill.randomness import step_rng
 from fvgen_recon.distill.role import Roles
 from fvgen_recon.distill.rollout import RolloutSettings, guided_x0, predict_x0, sample_student
+from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import atomic_path
 
 _SEED = 20_250
 _PANEL_TIME = 0.5
+_FRAMES = "frames.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +36,15 @@ class ValidationClips:
     codec: Codec
     """Turns latents into frames."""
 
+    def to(self, device: torch.device) -> "ValidationClips":
+        """Move the tensors to a device."""
+        return replace(
+            self,
+            clips=self.clips.to(device),
+            renders=self.renders.to(device),
+            truth=self.truth.to(device),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationReport:
@@ -42,6 +56,32 @@ class ValidationReport:
     """Of the student's answer to pure noise alone; far above `psnr`, the steps only add grain."""
     panel: Float[Tensor, "3 H W"]
     """Rows of clips; columns render, teacher, critic's x0, student, truth."""
+
+
+def write_validation(folder: Path, clips: ValidationClips) -> None:
+    """Write validation clips as packed clips with `frames.safetensors` beside them."""
+    write_packed(folder, [clips.clips])
+    frames = {"renders": clips.renders, "truth": clips.truth}
+    pixels = {k: (v * 255).round().byte().cpu().contiguous() for k, v in frames.items()}
+    with atomic_path(folder / _FRAMES) as path:
+        save_file(pixels, path)
+
+
+def read_validation(folder: Path, codec: Codec, device: torch.device) -> ValidationClips:
+    """Read what `write_validation` wrote.
+
+    Raises:
+        InputError: Something is missing.
+    """
+    if not (folder / _FRAMES).is_file():
+        raise InputError(f"{folder} has no {_FRAMES}: write validation clips with their frames.")
+    frames = load_file(folder / _FRAMES)
+    return ValidationClips(
+        clips=open_packed(folder, seed=0, device=device).load(),
+        renders=frames["renders"].float() / 255,
+        truth=frames["truth"].float() / 255,
+        codec=codec,
+    ).to(device)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from fvgen_recon.distill.rollout import (
     RolloutSettings,
     sample_student,
     student_input,
+    student_sample,
     teacher_path,
 )
 from fvgen_recon.distill.stages import (
@@ -266,6 +267,28 @@ def test_prefix_has_no_gradient_but_the_trained_step_has() -> None:
     roles, batch = tiny_roles(), tiny_batch()
     x_t, _ = student_input(roles, batch, seeded(), RolloutSettings(), 3)
     assert not x_t.requires_grad
+
+
+def test_gradient_through_all_steps_is_that_of_the_final_sample() -> None:
+    roles, batch = tiny_roles(), tiny_batch()
+    settings = RolloutSettings(num_steps=3, gradient="all_steps")
+    student_sample(roles, batch, seeded(), settings).square().sum().backward()
+    got = roles.student.blocks[0].weight.grad.clone()
+    final = sample_student(roles, batch, seeded(), RolloutSettings(num_steps=3))
+    torch.testing.assert_close(student_sample(roles, batch, seeded(), settings).detach(), final)
+    direction = torch.zeros_like(roles.student.blocks[0].weight)
+    direction[0, 0, 1, 1, 1] = 1e-3
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            roles.student.blocks[0].weight.add_(sign * direction)
+            x0 = sample_student(roles, batch, seeded(), RolloutSettings(num_steps=3))
+            values.append(float(x0.double().square().sum()))
+            roles.student.blocks[0].weight.sub_(sign * direction)
+    slope = (values[0] - values[1]) / 2e-3
+    assert slope == pytest.approx(float(got[0, 0, 1, 1, 1]), rel=0.02)
+    with pytest.raises(InputError, match="starts from noise"):
+        RolloutSettings(gradient="all_steps", inputs="noised_real")
 
 
 def test_data_forcing_pulls_towards_the_real_clip() -> None:

@@ -1,0 +1,203 @@
+"""Distil a teacher into a few-step student, and write the student as a folder of weights.
+
+    python scripts/distill.py --recipe debug --output runs/debug
+    torchrun --nproc-per-node 8 scripts/distill.py --recipe paper --teacher models/viewcrafter \
+        --data data/dl3dv --output runs/paper
+
+`accelerate launch` and several nodes work alike. A run that finds checkpoints in its output folder
+goes on from the newest one.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from fvgen_recon.diffusion.backbone import VideoModel
+from fvgen_recon.distill.config import stage_rollout
+from fvgen_recon.distill.data import ClipSource, MemoryClips, Prefetched, open_packed
+from fvgen_recon.distill.model import BACKBONES, finished_student, random_compact, start_networks
+from fvgen_recon.distill.parallel import Processes, start_processes, wait_for_all
+from fvgen_recon.distill.synthetic import synthetic_clips
+from fvgen_recon.distill.tracker import (
+    FileTracker,
+    LineTracker,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+)
+from fvgen_recon.distill.trainer import Trainer
+from fvgen_recon.distill.validation import ValidationClips, read_validation
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.recipes.distill import RECIPES, DistillRecipe
+
+log = logging.getLogger("distill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to train, from what, and where to."""
+
+    recipe: Literal[
+        "paper",
+        "lora",
+        "gan-only",
+        "no-start",
+        "plain-matching",
+        "dmd2",
+        "causvid",
+        "compact",
+        "debug",
+    ]
+    """A function of fvgen_recon/recipes/distill.py."""
+    output: Path
+    """Checkpoints, curves, panels and the finished student (`student/`)."""
+    teacher: Path | None = None
+    """Folder of the teacher; the debug recipe starts from random weights where none is given."""
+    data: Path | None = None
+    """Folder with packed clips in `train/` and, if wanted, `validation/`; made-up clips for the
+    debug recipe where none is given."""
+    in_memory: bool = False
+    """Hold all clips on the device instead of reading them clip by clip."""
+    batch_size: int | None = None
+    """Clips a process and forward, where it should differ from the recipe's."""
+    accumulation: int | None = None
+    """Forwards before an update, where it should differ."""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """Copies or shards, where it should differ."""
+    compile_blocks: bool = False
+    """Compile the networks' blocks."""
+    stop_after: int | None = None
+    """Stop after so many updates, with a checkpoint."""
+    wandb: str | None = None
+    """Project name on Weights & Biases."""
+    cpu: bool = False
+    """Train on the CPU even where there is a GPU."""
+
+
+def chosen_recipe(options: Options) -> DistillRecipe:
+    """Return the recipe with the changes of the command line."""
+    recipe = RECIPES[options.recipe]()
+    changes = {
+        name: value
+        for name, value in (
+            ("batch_size", options.batch_size),
+            ("accumulation", options.accumulation),
+            ("parallel", options.parallel),
+        )
+        if value is not None
+    }
+    train = replace(recipe.train, compile_blocks=options.compile_blocks, **changes)
+    return replace(recipe, train=train)
+
+
+def load_model(options: Options, recipe: DistillRecipe) -> VideoModel:
+    """Open the teacher."""
+    if options.teacher is not None:
+        return BACKBONES[recipe.backbone].load(options.teacher)
+    if recipe.untrained is None:
+        raise InputError(f"The recipe {options.recipe} needs a teacher: name its folder.")
+    return random_compact(recipe.untrained)
+
+
+def load_data(
+    options: Options, recipe: DistillRecipe, model: VideoModel, processes: Processes
+) -> tuple[ClipSource, ValidationClips | None]:
+    """Open the training clips, and the validation clips if there are any."""
+    device, seed = processes.device, recipe.train.seed
+    if options.data is None:
+        if recipe.untrained is None:
+            raise InputError(f"The recipe {options.recipe} needs data: name the packed folder.")
+        train, validation = (
+            synthetic_clips(model.codec, num_clips=n, num_frames=4, height=32, width=48, seed=s)
+            for n, s in ((8, 0), (2, 1))
+        )
+        clips = train.clips.to(device)
+        return MemoryClips(clips=clips, seed=seed, device=device), validation.to(device)
+    packed = open_packed(options.data / "train", seed=seed, device=device)
+    folder = options.data / "validation"
+    validation = read_validation(folder, model.codec, device) if folder.is_dir() else None
+    if options.in_memory:
+        return MemoryClips(clips=packed.load().to(device), seed=seed, device=device), validation
+    return Prefetched(packed, recipe.train.batch_size * processes.count), validation
+
+
+def open_trackers(options: Options, processes: Processes) -> list[Tracker]:
+    """Open what keeps curves and panels; in the main process only."""
+    if not processes.is_main:
+        return []
+    trackers: list[Tracker] = [
+        LineTracker(log.info),
+        FileTracker(options.output),
+        TensorBoardTracker(options.output / "tensorboard"),
+    ]
+    if options.wandb is not None:
+        trackers.append(WandbTracker(options.wandb, options.output))
+    return trackers
+
+
+def run(options: Options) -> None:
+    """Train, and write the student when the run is at its end."""
+    processes = start_processes(cpu=options.cpu)
+    recipe = chosen_recipe(options)
+    model = load_model(options, recipe)
+    source, validation = load_data(options, recipe, model, processes)
+    model.backbone.to(processes.device)
+    on_gpu = processes.device.type == "cuda"
+    networks = start_networks(
+        model,
+        source.batch(range(1)),
+        disc_layers=recipe.disc_layers,
+        disc_width=recipe.disc_width,
+        lora=recipe.lora,
+        frozen_dtype=torch.bfloat16 if on_gpu and recipe.lora else torch.float32,
+    )
+    trackers = open_trackers(options, processes)
+    trainer = Trainer(
+        recipe.train,
+        networks,
+        source,
+        options.output,
+        processes=processes,
+        trackers=trackers,
+        validation=validation,
+    )
+    if trainer.resume() and processes.is_main:
+        log.info(f"going on from update {trainer.tick}")
+    trainer.run(stop_after=options.stop_after)
+    for tracker in trackers:
+        tracker.close()
+    if trainer.is_done:
+        export(options, recipe, trainer, processes)
+
+
+def export(options: Options, recipe: DistillRecipe, trainer: Trainer, processes: Processes) -> None:
+    """Write the averaged student as a folder that generators load."""
+    folder = options.output / "student"
+    weights = trainer.ensemble.average_weights()
+    if processes.is_main:
+        student = load_model(options, recipe).backbone
+        student = finished_student(student, weights, recipe.lora)
+        rollout = stage_rollout(recipe.train.phases[-1].stage)
+        BACKBONES[recipe.backbone].export(folder, options.teacher, student, rollout)
+        log.info(f"student written to {folder}")
+    wait_for_all(processes)
+
+
+def main(options: Options) -> int:
+    """Run, and say in one sentence what went wrong where it did."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(options)
+    except FvgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

@@ -31,11 +31,11 @@ def replace_missing_lpips() -> None:
     """
     if lpips_backbone().exists():
         return
-    from nerfstudio.models import splatfacto
     from torch import nn
+    from torchmetrics.image import lpip
 
     class _Absent(nn.Module):
         def __init__(self, **_: object) -> None:
             super().__init__()
 
-    splatfacto.LearnedPerceptualImagePatchSimilarity = _Absent
+    lpip.LearnedPerceptualImagePatchSimilarity = _Absent

@@ -48,7 +48,7 @@ def run(options: Options) -> Densified:
     densified = Densifier(config).run(scene, bank=bank)
     export_views(options.output, densified, bank)
     for index, clip in enumerate(densified.clips):
-        write_video(options.output / f"clip_{index:03d}.mp4", clip.frames.cpu(), 8)
+        write_video(options.output / f"clip_{index:03d}.mp4", clip.frames.cpu(), 8.0)
     return densified
 
 

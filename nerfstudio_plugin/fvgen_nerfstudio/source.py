@@ -144,8 +144,9 @@ class SceneSource:
                 f"There is no point-cloud estimator `{estimator}`: choose one of "
                 f"{', '.join(ESTIMATORS)}."
             )
-        small = fit_scene(self.scene, *working_size(*self.size, long_side, 1))
-        return ESTIMATORS[estimator]().estimate(small)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        small = fit_scene(self.scene.to(device), *working_size(*self.size, long_side, 1))
+        return ESTIMATORS[estimator]().estimate(small).to("cpu")
 
 
 def _choose_size(sizes: list[tuple[int, int]], long_side: int) -> tuple[int, int]:

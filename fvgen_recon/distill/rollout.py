@@ -99,10 +99,11 @@ def student_sample(
 ) -> Float[Tensor, "B C T h w"]:
     """Return the student's x0 at one random step, with gradient through that step only.
 
-    (Or its final x0 with gradient through all steps, if the settings say so.) The step's index is drawn from the shared generator: all processes run the same number of
-    network evaluations, so none waits for another. With simulated inputs the earlier steps are the
-    student's own, without gradient (backward simulation, DMD2, section 4.5); students trained on
-    noised real clips alone meet inputs at inference that they have never seen.
+    (Or its final x0 with gradient through all steps, if the settings say so.) The step's index is
+    drawn from the shared generator: all processes run the same number of network evaluations, so
+    none waits for another. With simulated inputs the earlier steps are the student's own, without
+    gradient (backward simulation, DMD2, section 4.5); students trained on noised real clips alone
+    meet inputs at inference that they have never seen.
     """
     if settings.gradient == "all_steps":
         x_t, t = _steps(roles, batch, rng, settings, settings.num_steps - 1)

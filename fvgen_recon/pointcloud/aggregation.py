@@ -33,11 +33,20 @@ def _shift(values: Float[Tensor, "*B W"], step: int) -> Float[Tensor, "*B W"]:
     return F.pad(values, (1, -1) if step > 0 else (-1, 1))
 
 
-def _jump_penalty(
-    image: Float[Tensor, "V C W"], before: Float[Tensor, "V C W"], small: float, large: float
-) -> Float[Tensor, "V 1 W"]:
-    """Penalty for a jump in depth: lower where the colour changes too, never below P1."""
-    change = (image - before).abs().mean(dim=1, keepdim=True)
+def _jump_penalties(
+    image: Float[Tensor, "H V C W"], slants: tuple[int, ...], penalties: tuple[float, float]
+) -> Float[Tensor, "H 2 P V 1 W"]:
+    """Penalty for a jump in depth at each step of each path, in the order of the scan.
+
+    Lower where the colour changes too, never below one and a half times P1.
+    """
+    small, large = penalties
+    both = []
+    for ordered in (image, image.flip(0)):
+        before = torch.cat([ordered[:1], ordered[:-1]])
+        changes = [(ordered - _shift(before, s)).abs().mean(2, keepdim=True) for s in slants]
+        both.append(torch.stack(changes, dim=1))
+    change = torch.stack(both, dim=1)
     return (large * torch.exp(-change / _COLOUR_SCALE)).clamp_min(1.5 * small)
 
 
@@ -50,26 +59,16 @@ def _scan(
     """Sum of path costs down and up the first axis, one path for each sideways step."""
     total = torch.zeros_like(cost)
     height = cost.shape[0]
+    jumps = _jump_penalties(image, slants, penalties)
     state = cost.new_zeros(2, len(slants), *cost.shape[1:])
-    previous = torch.stack([image[0], image[-1]])
     for i in range(height):
         rows = torch.stack([cost[i], cost[height - 1 - i]])
-        colours = torch.stack([image[i], image[height - 1 - i]])
-        moved = torch.stack([_shift(state[:, k], s) for k, s in enumerate(slants)], dim=1)
-        jumps = torch.stack(
-            [
-                _jump_penalty(
-                    colours.flatten(0, 1), _shift(previous, s).flatten(0, 1), *penalties
-                ).unflatten(0, colours.shape[:2])
-                for s in slants
-            ],
-            dim=1,
-        )
-        state = _advance(rows[:, None], moved, jumps, penalties[0])
+        if slants != (0,):
+            state = torch.stack([_shift(state[:, k], s) for k, s in enumerate(slants)], dim=1)
+        state = _advance(rows[:, None], state, jumps[i], penalties[0])
         step = state.sum(dim=1)
         total[i] += step[0]
         total[height - 1 - i] += step[1]
-        previous = colours
     return total
 
 

@@ -11,11 +11,13 @@ _NUM_PASSES = 3
 
 def _recurse(values: Float[Tensor, "H V C W"], keep: Float[Tensor, "H V 1 W"]) -> Tensor:
     """Sum over the first axis with weights that decay by `keep` at each step, both ways."""
-    down, up = values.clone(), values.clone()
+    # Both ways in one loop: the second half runs over the flipped rows.
+    back = torch.cat([keep[:1], keep[1:].flip(0)])
+    total = torch.stack([values, values.flip(0)], dim=1)
+    decay = torch.stack([keep, back], dim=1)
     for i in range(1, values.shape[0]):
-        down[i] += keep[i] * down[i - 1]
-        up[-1 - i] += keep[-i] * up[-i]
-    return down + up - values
+        total[i].addcmul_(decay[i], total[i - 1])
+    return total[:, 0] + total[:, 1].flip(0) - values
 
 
 def spread_guided(

@@ -38,7 +38,7 @@ class PlaneSweep:
     """Price of a depth change by one plane between neighbouring pixels."""
     large_penalty: float = 1.6
     """Price of any larger depth change where the colour stays the same."""
-    num_rounds: int = 2
+    num_rounds: int = 3
     """Further sweeps along the surface found."""
     num_offsets: int = 17
     """Hypotheses of a further sweep."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fvgen_recon.pointcloud.fill import spread_guided
 
+_CARRIED_CONFIDENCE = 0.7
+
 
 def base_surface(
     inverse_depth: Float[Tensor, "V H W"],
@@ -18,7 +20,7 @@ def base_surface(
     images: Float[Tensor, "V 3 H W"],
 ) -> Float[Tensor, "V H W"]:
     """Smooth the trusted inverse depths and carry them over the untrusted ones."""
-    trusted = (confidence >= 0.5) * confidence
+    trusted = (confidence >= _CARRIED_CONFIDENCE) * confidence
     reach = 0.1 * max(images.shape[-2:])
     carried, weight = spread_guided(inverse_depth, trusted, images, reach=reach)
     carried = torch.where((trusted > 0) | (weight < 1e-12), inverse_depth, carried)

@@ -20,6 +20,7 @@ METHODS = {
     "fvgen-splat-real": Method(registered="fvgen-splat"),
     "fvgen-splat-render": Method(registered="fvgen-splat", generator="render"),
     "fvgen-splat": Method(registered="fvgen-splat", generator="default"),
+    "fvgen-splat-student": Method(registered="fvgen-splat", generator="student"),
     "fvgen-splat-teacher": Method(registered="fvgen-splat", generator="teacher"),
 }
 

@@ -1,13 +1,16 @@
-"""Time the point renderer: `python benchmarks/render_speed.py --device cpu`."""
+"""Time the point renderers: `python benchmarks/render_speed.py --device cpu`."""
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import tyro
+from torch import Tensor
 
 from fvgen_recon.geometry.projection import unproject_depth
+from fvgen_recon.render.guidance import GuidanceConfig, render_surface
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import Cameras, PointCloud
 
@@ -56,30 +59,33 @@ def make_path(config: Config, num_frames: int) -> Cameras:
     return Cameras(c2w=c2w, K=K, height=h, width=w)
 
 
-def time_render(config: Config) -> list[float]:
-    """Return the seconds of each repeat."""
-    cloud = make_wavy_cloud(config).to(config.device)
-    cameras = make_path(config, config.num_frames).to(config.device)
+def time_calls(render: Callable[[], Tensor], config: Config) -> list[float]:
+    """Return the seconds of each repeat, the first run left out."""
     seconds = []
     for _ in range(config.num_repeats + 1):
         start = time.perf_counter()
-        render = render_points(cloud, cameras, radius_ndc=config.radius_ndc)
-        render.alpha.sum().item()  # Waits for the GPU.
+        render().sum().item()  # Waits for the GPU.
         seconds.append(time.perf_counter() - start)
-    print(
-        f"{len(cloud)} points, mean opacity {render.alpha.mean():.3f}, first run {seconds[0]:.3f} s"
-    )
     return seconds[1:]
 
 
 def main(config: Config) -> None:
-    """Print the median, the least and the greatest time."""
+    """Print the median, the least and the greatest time of each renderer."""
     torch.set_num_threads(config.threads)
-    seconds = time_render(config)
-    print(
-        f"{config.num_frames} frames of {config.height}x{config.width} on {config.device}: median "
-        f"{statistics.median(seconds):.4f} s, min {min(seconds):.4f} s, max {max(seconds):.4f} s"
-    )
+    cloud = make_wavy_cloud(config).to(config.device)
+    cameras = make_path(config, config.num_frames).to(config.device)
+    surface = GuidanceConfig()
+    renderers = {
+        "points": lambda: render_points(cloud, cameras, radius_ndc=config.radius_ndc).alpha,
+        "surface": lambda: render_surface(cloud, cameras, surface).alpha,
+    }
+    print(f"{config.num_frames} frames of {config.height}x{config.width}, {len(cloud)} points")
+    for name, render in renderers.items():
+        seconds = time_calls(render, config)
+        print(
+            f"{name} on {config.device}: median {statistics.median(seconds):.4f} s, "
+            f"min {min(seconds):.4f} s, max {max(seconds):.4f} s"
+        )
     if config.device == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 

@@ -25,7 +25,7 @@ class GuidanceConfig:
     """Radius of a point's disk in pixels: that of the teacher's renders, which are 288 high."""
     min_alpha: float = 0.5
     """Opacity from which a pixel of the render is trusted."""
-    gap_px: int = 5
+    gap_px: int = 3
     """Width in pixels up to which gaps between points of a near surface are filled and hide what
     lies behind; 0 leaves all gaps open."""
     depth_tolerance: float = 0.05
@@ -125,11 +125,16 @@ def close_depth(depth: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "
 
 def _close(values: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "T 1 H W"]:
     """Close gaps of great values: spread them, then take the spread back from their outlines."""
-    reach = (gap_px + 1) // 2
-    window = 2 * reach + 1
-    spread = functional.max_pool2d(values, window, stride=1, padding=reach)
+    spread = _spread(values, gap_px)
     # Outside the image nothing is known, so the border does not take the spread back.
-    return -functional.max_pool2d(-spread, window, stride=1, padding=reach)
+    return -_spread(-spread, gap_px)
+
+
+def _spread(values: Float[Tensor, "T 1 H W"], gap_px: int) -> Float[Tensor, "T 1 H W"]:
+    """Return the greatest value within a square window, first along rows and then columns."""
+    reach = (gap_px + 1) // 2
+    rows = functional.max_pool2d(values, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return functional.max_pool2d(rows, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
 
 
 def support_fraction(cloud: PointCloud, camera: Cameras) -> float:

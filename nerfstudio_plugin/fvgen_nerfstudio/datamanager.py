@@ -112,7 +112,8 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         """Return a camera and its batch: a photo, or by the schedule a generated frame.
 
         The draw depends on the seed and the step alone, so that a resumed run goes on as it would
-        have. Batches of generated frames carry `is_generated` and `weight`.
+        have. Batches of generated frames carry `is_generated`, the `weight` of each pixel and the
+        `factor` on their whole loss.
         """
         draw = random.Random(f"{self.config.train_cameras_sampling_seed}:{step}")
         share = self.schedule.share_at(step / self.num_steps)
@@ -124,10 +125,10 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
     def _generated_view(self, entry: BankEntry) -> tuple[NerfCameras, dict[str, Any]]:
         camera = to_nerfstudio(entry.camera).to(self.device)
         frame = self._read_frame(entry)
-        weight = frame["weight"].to(self.device).float() / 255 * self.schedule.weight
         return camera, {
             "image": frame["image"].to(self.device),
-            "weight": weight,
+            "weight": frame["weight"].to(self.device).float() / 255,
+            "factor": self.schedule.weight,
             "is_generated": True,
         }
 

@@ -229,6 +229,7 @@ class FvgenModel(SplatfactoModel):
     ) -> dict[str, Tensor]:
         """Return splatfacto's losses; a generated view's are weighed pixel by pixel."""
         is_generated = batch.get("is_generated", False)
+        self.strategy.loss_factor = batch["factor"] if is_generated else 1.0
         if is_generated:
             losses = {"main_loss": self._weighted_loss(outputs, batch)}
         else:
@@ -245,7 +246,8 @@ class FvgenModel(SplatfactoModel):
         prediction = outputs["rgb"].permute(2, 0, 1)
         share = self.config.ssim_lambda
         l1 = weighted_l1(prediction, target, weight)
-        return (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
+        loss = (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
+        return batch["factor"] * loss
 
     def _note_loss(self, key: str, value: float) -> None:
         old = self.running_loss.get(key, value)

@@ -129,7 +129,8 @@ class FvgenPipeline(VanillaPipeline):
         CONSOLE.log(f"Generating views, round {index + 1} of {len(settings.rounds)}.")
         config = make_config(settings, data.config.dataparser.estimator, str(self.device))
         outcome = run_round(config, data.scene, data.dataparser.points, bank, index, self.model)
-        if settings.add_points:
+        # Before any training the splat is the points, only fainter: nothing can be missing from it.
+        if settings.add_points and self.model.step > 0:
             CONSOLE.log(f"{add_gaussians(outcome, self.model)} Gaussians added.")
         data.use_bank(bank, settings.use_rounds)
 

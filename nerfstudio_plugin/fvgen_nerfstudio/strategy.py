@@ -23,6 +23,9 @@ class SplatStrategy(DefaultStrategy):
 
     max_gaussians: int = 2_000_000
     """Number of Gaussians above which none are split or duplicated."""
+    loss_factor: float = 1.0
+    """Factor that the last view's loss was multiplied by; its gradients are divided by it, so that
+    a view that counts little in the loss does not hold back growth where only it looks."""
 
     def step_post_backward(
         self,
@@ -47,10 +50,12 @@ class SplatStrategy(DefaultStrategy):
 
     def observe(self, params: Any, state: StrategyState, info: dict[str, Any]) -> None:
         """Add one render's screen-space gradients and radii to the running statistics."""
+        if self.loss_factor == 0:
+            return
         means2d = info["means2d"]
         grads = means2d.absgrad if self.absgrad else means2d.grad
         half_size = grads.new_tensor([info["width"] / 2.0, info["height"] / 2.0])
-        norms = (grads * half_size * info["n_cameras"]).norm(dim=-1)
+        norms = (grads * half_size * info["n_cameras"]).norm(dim=-1) / self.loss_factor
         radii = info["radii"].to(norms.dtype)
         num_gaussians = len(params["means"])
         for key in ("grad2d", "count", "radii"):

@@ -111,7 +111,9 @@ def test_a_generated_view_is_weighed_and_reported_apart(batch):
     assert "psnr" in real
     assert "psnr_real" in real
     assert "psnr_generated" not in real
-    none = _step(model, {**batch, "is_generated": True, "weight": torch.zeros(24, 32, 1)})
+    none = _step(
+        model, {**batch, "is_generated": True, "weight": torch.zeros(24, 32, 1), "factor": 1.0}
+    )
     assert none["main_loss"] == 0
     assert "psnr" not in none
     assert "psnr_generated" in none
@@ -126,10 +128,24 @@ def test_full_weight_costs_what_a_photo_costs(batch):
     model.optimizers = _optimizers(model)
     outputs = model.train()(to_nerfstudio(make_cameras(3, 24, 32)[1]))
     real = model.get_loss_dict(outputs, batch)["main_loss"]
-    generated = {**batch, "is_generated": True, "weight": torch.ones(24, 32, 1)}
+    generated = {**batch, "is_generated": True, "weight": torch.ones(24, 32, 1), "factor": 1.0}
     torch.testing.assert_close(
         model.get_loss_dict(outputs, generated)["main_loss"], real, atol=2e-5, rtol=0
     )
+
+
+def test_a_small_factor_shrinks_the_loss_and_not_the_growth(batch):
+    whole, grown = [], []
+    for factor in (1.0, 0.1):
+        model = _model()
+        model.optimizers = _optimizers(model)
+        weight = torch.ones(24, 32, 1)
+        view = {**batch, "is_generated": True, "weight": weight, "factor": factor}
+        whole.append(_step(model, view)["main_loss"].detach())
+        grown.append(model.strategy_state["grad2d"])
+    torch.testing.assert_close(whole[1], 0.1 * whole[0])
+    assert grown[0].max() > 0
+    torch.testing.assert_close(grown[1], grown[0], rtol=1e-3, atol=1e-7)
 
 
 def test_a_loaded_model_goes_on_training(batch):
@@ -230,6 +246,7 @@ def test_cuda_shows_what_the_cpu_shows_and_trains(batch):
     before = model.means.detach().clone()
     for step, generated in enumerate((False, True)):
         view = {**batch, "is_generated": generated, "weight": torch.full((24, 32, 1), 0.5)}
+        view["factor"] = 0.5
         model.train()
         model.step = step
         losses = model.get_loss_dict(model(camera.to("cuda")), view)

@@ -1,10 +1,11 @@
 """The generators that a user can choose by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fvgen_recon.densify.bank import Bank
+from fvgen_recon.densify.fill import FillGenerator
 from fvgen_recon.densify.replay import ReplayGenerator
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.diffusion.passthrough import RenderGenerator
@@ -13,8 +14,8 @@ from fvgen_recon.errors import InputError, WeightsError
 DEFAULT_GENERATOR = "render"
 """What is used when a user names none; the one line to switch."""
 
-SHIPPED_STUDENT = Path(__file__).resolve().parent.parent / "weights" / "student"
-"""Where the package keeps the compact student."""
+SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+"""Where the package keeps compact models, each in a folder of its generator's name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +25,8 @@ class GeneratorConfig:
     name: str = DEFAULT_GENERATOR
     """One of `GENERATORS`."""
     weights: Path | None = None
-    """Folder of the weights (student, teacher) or of the bank (replay); none means the shipped."""
+    """Folder of the weights (student, teacher, regression) or of the bank (replay); none means what
+    the package brings."""
     num_steps: int | None = None
     """Network evaluations a clip; none means the model's own default."""
     num_frames: int = 16
@@ -43,25 +45,36 @@ def _load_replay(config: GeneratorConfig) -> VideoGenerator:
     return ReplayGenerator(bank=Bank(config.weights), num_frames=config.num_frames)
 
 
-def _load_student(config: GeneratorConfig) -> VideoGenerator:
-    from fvgen_recon.diffusion.compact.generator import load_generator as load_compact_student
-    from fvgen_recon.diffusion.viewcrafter.generator import load_student
+def _load_fill(config: GeneratorConfig) -> VideoGenerator:
+    return FillGenerator(num_frames=config.num_frames)
 
-    folder = config.weights or SHIPPED_STUDENT
-    if _is_pipeline(folder):
-        return load_student(
-            folder,
-            num_frames=config.num_frames,
-            num_steps=config.num_steps or 4,
-            device=config.device,
-        )
+
+def _load_compact(config: GeneratorConfig) -> VideoGenerator:
+    from fvgen_recon.diffusion.compact.generator import load_generator as load_compact_generator
+
+    folder = config.weights or SHIPPED_WEIGHTS / config.name
     if not (folder / "config.json").is_file():
         raise WeightsError(
-            f"There are no student weights in {folder}: give a folder with the weights of a "
-            "compact model or of a full-size pipeline, or choose the generator `render`."
+            f"There are no weights of a `{config.name}` in {folder}: name a folder with "
+            "config.json (a compact model) or model_index.json (a full-size pipeline), or choose "
+            "the generator `render` or `fill`, which need none."
         )
-    return load_compact_student(
+    generator = load_compact_generator(
         folder, device=config.device, num_steps=config.num_steps, num_frames=config.num_frames
+    )
+    return replace(generator, name=config.name)
+
+
+def _load_student(config: GeneratorConfig) -> VideoGenerator:
+    from fvgen_recon.diffusion.viewcrafter.generator import load_student
+
+    if config.weights is None or not _is_pipeline(config.weights):
+        return _load_compact(config)
+    return load_student(
+        config.weights,
+        num_frames=config.num_frames,
+        num_steps=config.num_steps or 4,
+        device=config.device,
     )
 
 
@@ -69,10 +82,7 @@ def _load_teacher(config: GeneratorConfig) -> VideoGenerator:
     from fvgen_recon.diffusion.viewcrafter.generator import load_teacher
 
     if config.weights is None or not _is_pipeline(config.weights):
-        raise WeightsError(
-            f"The generator `teacher` needs a full-size pipeline folder and {config.weights} is "
-            "none: make one with scripts/convert_viewcrafter.py."
-        )
+        return _load_compact(config)
     return load_teacher(
         config.weights,
         num_frames=config.num_frames,
@@ -88,7 +98,9 @@ def _is_pipeline(folder: Path) -> bool:
 
 GENERATORS: dict[str, Callable[[GeneratorConfig], VideoGenerator]] = {
     "render": _load_render,
+    "fill": _load_fill,
     "replay": _load_replay,
+    "regression": _load_compact,
     "student": _load_student,
     "teacher": _load_teacher,
 }

@@ -23,7 +23,7 @@ def push_pull(
     """
     height, width = color.shape[-2:]
     known = weight.clamp(0, 1)
-    if min(height, width) <= 1:
+    if max(height, width) == 1:
         return color * (known > 0)
     pad = (0, width % 2, 0, height % 2)
     weighted = F.avg_pool2d(F.pad(color * known, pad), 2) * 4

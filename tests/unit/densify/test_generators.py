@@ -6,41 +6,59 @@ import pytest
 import torch
 from factories import make_guidance
 
-from fvgen_recon.densify.generators import GeneratorConfig, load_generator
+from fvgen_recon.densify.generators import GENERATORS, GeneratorConfig, load_generator
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import save_compact
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.errors import InputError, WeightsError
 
 
-def test_render_returns_its_guidance() -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("compact")
+    config = CompactConfig(
+        patch=2, widths=(8, 8, 16), num_blocks=(1, 1, 1), num_attention=1, head_dim=16, embedding=16
+    )
+    save_compact(path, CompactBackbone(config), role="student", num_steps=2)
+    return path
+
+
+@pytest.mark.parametrize("name", ["render", "fill"])
+def test_generators_without_weights(name):
+    generator = load_generator(GeneratorConfig(name=name, num_frames=4))
+    frames = generator.generate(make_guidance(4), seed=0)
+    assert (generator.name, generator.num_steps, generator.weights_hash) == (name, 0, "")
+    assert frames.shape == (4, 3, 32, 48)
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "regression"])
+def test_compact_models_by_name(name, folder):
+    generator = load_generator(GeneratorConfig(name=name, weights=folder, num_frames=4))
+    assert (generator.name, generator.num_steps, generator.num_frames) == (name, 2, 4)
+    assert len(generator.weights_hash) == 64
+    assert torch.isfinite(generator.generate(make_guidance(4), seed=0)).all()
+    steps = load_generator(GeneratorConfig(name=name, weights=folder, num_steps=1)).num_steps
+    assert steps == 1
+
+
+def test_absent_weights_are_one_sentence(tmp_path):
+    for name in ("student", "teacher", "regression"):
+        with pytest.raises(WeightsError, match=name):
+            load_generator(GeneratorConfig(name=name, weights=tmp_path))
+
+
+def test_render_returns_its_guidance():
     guidance = make_guidance()
     frames = load_generator(GeneratorConfig(name="render")).generate(guidance, seed=1)
     assert torch.equal(frames, guidance.frames)
 
 
-def test_unknown_and_missing_ones_get_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="choose one of"):
-        load_generator(GeneratorConfig(name="oracle"))
+def test_replay_needs_a_bank():
     with pytest.raises(InputError, match="folder of a bank"):
         load_generator(GeneratorConfig(name="replay"))
-    with pytest.raises(WeightsError, match="no student weights"):
-        load_generator(GeneratorConfig(name="student", weights=tmp_path))
-    with pytest.raises(WeightsError, match="convert_viewcrafter"):
-        load_generator(GeneratorConfig(name="teacher", weights=tmp_path))
 
 
-def test_a_compact_student_loads_from_a_folder_and_repeats_by_seed(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = CompactConfig(
-        widths=(32, 32, 32), num_blocks=(1, 1, 1), num_attention=1, head_dim=16, embedding=32
-    )
-    save_compact(tmp_path, CompactBackbone(config), role="student", num_steps=2)
-    generator = load_generator(GeneratorConfig(name="student", weights=tmp_path))
-    guidance = make_guidance(num_frames=4, height=20, width=44)
-    first, again = (generator.generate(guidance, seed=3) for _ in range(2))
-    assert generator.num_steps == 2
-    assert first.shape == guidance.frames.shape
-    assert torch.equal(first, again)
-    assert torch.equal(first[guidance.is_anchor], guidance.frames[guidance.is_anchor])
-    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(InputError, match="fill, regression, render, replay, student, teacher"):
+        load_generator(GeneratorConfig(name="magic"))
+    assert set(GENERATORS) == {"fill", "regression", "render", "replay", "student", "teacher"}

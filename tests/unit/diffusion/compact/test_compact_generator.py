@@ -1,0 +1,88 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import make_guidance
+from unit.diffusion.compact.miniature import TINY, make_backbone
+
+from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
+from fvgen_recon.diffusion.compact.generator import load_generator
+from fvgen_recon.diffusion.generator import VideoGenerator
+from fvgen_recon.errors import InputError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("student")
+    save_compact(path, make_backbone(), role="student", num_steps=4, part_bytes=4096)
+    return path
+
+
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(16, 24, 40), (5, 37, 22), (2, 9, 50)])
+def test_any_size_length_and_orientation(folder, num_frames, height, width):
+    generator = load_generator(folder, fast=False)
+    guidance = make_guidance(num_frames, height, width)
+    frames = generator.generate(guidance, seed=0)
+    assert isinstance(generator, VideoGenerator)
+    assert frames.shape == guidance.frames.shape
+    assert float(frames.amin()) >= 0
+    assert float(frames.amax()) <= 1
+    torch.testing.assert_close(frames[[0, -1]], guidance.frames[[0, -1]])
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_seed_decides(folder, num_steps):
+    generator = load_generator(folder, num_steps=num_steps, fast=False)
+    guidance = make_guidance(4, 16, 24)
+    first, again, other = (generator.generate(guidance, seed=s) for s in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_bfloat16_is_close(folder):
+    guidance = make_guidance(4, 16, 24)
+    exact = load_generator(folder, fast=False).generate(guidance, seed=0)
+    rough = load_generator(folder, fast=True).generate(guidance, seed=0)
+    assert float((exact - rough).abs().mean()) < 0.02
+
+
+def test_guidance_without_layers(folder):
+    guidance = make_guidance(4, 16, 24)
+    bare = replace(guidance, layers=guidance.layers[:0], layer_masks=guidance.layer_masks[:0])
+    assert load_generator(folder, fast=False).generate(bare, seed=0).shape == (4, 3, 16, 24)
+
+
+def test_user_mistakes(folder, tmp_path):
+    with pytest.raises(InputError, match="3 was asked for"):
+        load_generator(folder, num_steps=3)
+    with pytest.raises(InputError, match="two frames"):
+        load_generator(folder).generate(make_guidance(1, 16, 24), seed=0)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        load_generator(tmp_path)
+
+
+def test_weights_survive_the_disk(folder):
+    model, card = load_compact(folder)
+    assert card.config == TINY
+    assert len(card.parts) > 1
+    for key, value in make_backbone().state_dict().items():
+        stored = model.backbone.state_dict()[key]
+        torch.testing.assert_close(stored, value.bfloat16().float(), atol=0, rtol=0)
+
+
+def test_damage_is_noticed(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    part = tmp_path / "weights-1.safetensors"
+    data = part.read_bytes()
+    part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="damaged"):
+        load_compact(tmp_path)
+    part.unlink()
+    with pytest.raises(WeightsError, match="missing"):
+        load_compact(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "schema": 7}))
+    with pytest.raises(WeightsError, match="schema 7"):
+        load_compact(tmp_path)

@@ -19,6 +19,7 @@ from fvgen_recon.types import Cameras, PointCloud
 
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg")
+_REDUCED = ("images_2", "images_4", "images_8")
 _FISHEYE = {"OPENCV_FISHEYE"}
 _RATIONAL = {"FULL_OPENCV"}
 _BROWN = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"}
@@ -101,9 +102,15 @@ def _name(row: Mapping[str, Any], index: int) -> str:
 
 
 def _photo(folder: Path, name: str) -> Path:
-    """Return where a frame's photo is; endings may be left out of its path."""
+    """Return where a frame's photo is; endings may be left out of its path.
+
+    Data sets such as DL3DV name `images/` and come with reduced photos beside it only.
+    """
     base = folder / name
-    candidates = [base.with_name(base.name + ending) for ending in _IMAGE_ENDINGS]
+    bases = [base]
+    if base.parent.name == "images":
+        bases += [base.parent.with_name(reduced) / base.name for reduced in _REDUCED]
+    candidates = [b.with_name(b.name + ending) for b in bases for ending in _IMAGE_ENDINGS]
     return next((candidate for candidate in candidates if candidate.is_file()), base)
 
 

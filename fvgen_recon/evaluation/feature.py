@@ -103,7 +103,17 @@ class ShiftTolerantLpips(nn.Module):
         return total
 
 
-def _package_file(package: str, inside: str, extra: str) -> Path:
+def package_file(package: str, inside: str, extra: str) -> Path:
+    """Return a file inside an installed package, without importing it.
+
+    Args:
+        package: Name under which it is imported.
+        inside: The file.
+        extra: Name under which it is installed.
+
+    Raises:
+        MissingDependencyError: The package is not installed.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
@@ -113,7 +123,7 @@ def _package_file(package: str, inside: str, extra: str) -> Path:
 
 
 def _stlpips_state(net: str, keys: Iterable[str]) -> dict[str, Tensor]:
-    path = _package_file(
+    path = package_file(
         "stlpips_pytorch", f"weights/vST0.0/{net}_shift_tolerant.pth", "stlpips-pytorch"
     )
     source = torch.load(path, map_location="cpu", weights_only=True)

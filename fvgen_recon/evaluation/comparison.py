@@ -1,0 +1,183 @@
+"""Generators side by side: one row of numbers a method and clip, means, gap bins and pictures."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fvgen_recon.diffusion.generator import VideoGenerator
+from fvgen_recon.evaluation.metric import flicker, frechet_distance, psnr, sharpness, ssim
+from fvgen_recon.io.image import write_image
+from fvgen_recon.types import Guidance
+
+GAP_BORDERS_DEG = (15.0, 30.0)
+"""Borders between narrow, middle and wide gaps."""
+
+_SHRINK = 0.05
+"""Share of the mean variance in the covariances of features; steadies them for few frames."""
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""Perceptual distance of images [N 3 H W] in [0, 1] to their truths, [N]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Means over the frames of a clip (or of several) that have a photo; NaN where undefined."""
+
+    psnr: float
+    """dB over all pixels."""
+    psnr_hole: float
+    """dB over the pixels without a trusted point."""
+    ssim: float
+    stlpips_alex: float
+    """Shift-tolerant LPIPS with AlexNet; lower is nearer."""
+    stlpips_alex_hole: float
+    """The same where everything but the holes is replaced by the photo."""
+    sharp_hole: float
+    """Gradient energy in holes relative to the photos': 1 is as sharp."""
+    flicker: float
+    """Mean change of the error from one frame with a photo to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One method on one clip."""
+
+    method: str
+    scene: str
+    clip: int
+    gap_deg: float
+    """Angle between the ends of the clip."""
+    num_frames: int
+    """Frames that have a photo."""
+    hole_share: float
+    """Share of pixels without a trusted point in these frames."""
+    seconds: float
+    """Time of the generator for the whole clip."""
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """What a clip should show."""
+
+    guidance: Guidance
+    frames: tuple[int, ...]
+    """Frames that have a photo, ascending."""
+    photos: Float[Tensor, "N 3 H W"]
+    """The photo of each of them."""
+    scene: str
+    clip: int
+    gap_deg: float
+
+    @property
+    def hole(self) -> Float[Tensor, "N 1 H W"]:
+        """1 where no trusted point was rendered."""
+        return 1 - self.guidance.mask[list(self.frames)].float()
+
+
+def score_frames(image: Float[Tensor, "N 3 H W"], truth: Truth, judge: Judge) -> Score:
+    """Compare generated frames with the photos."""
+    photos, hole = truth.photos, truth.hole
+    pasted = torch.where(hole > 0, image, photos)
+    has_hole = hole.flatten(1).sum(dim=1) > 0
+    still = len(image) < 2
+    with torch.no_grad():
+        distance, distance_hole = judge(image, photos), judge(pasted, photos)
+    return Score(
+        psnr=float(psnr(image, photos).mean()),
+        psnr_hole=float(psnr(image, photos, hole).nanmean()),
+        ssim=float(ssim(image, photos).mean()),
+        stlpips_alex=float(distance.mean()),
+        stlpips_alex_hole=float(distance_hole[has_hole].mean()),
+        sharp_hole=float(sharpness(image, photos, hole).nanmedian()),
+        flicker=math.nan if still else float(flicker(image, photos)),
+    )
+
+
+def run_method(
+    method: str, generator: VideoGenerator, truth: Truth, judge: Judge, *, seed: int = 0
+) -> tuple[Row, Float[Tensor, "T 3 H W"]]:
+    """Generate a clip, time it and compare it with the photos."""
+    start = time.perf_counter()
+    frames = generator.generate(truth.guidance, seed=seed)
+    if frames.device.type == "cuda":
+        torch.cuda.synchronize(frames.device)
+    seconds = time.perf_counter() - start
+    image = frames[list(truth.frames)].clamp(0, 1)
+    row = Row(
+        method=method,
+        scene=truth.scene,
+        clip=truth.clip,
+        gap_deg=truth.gap_deg,
+        num_frames=len(truth.frames),
+        hole_share=float(truth.hole.mean()),
+        seconds=seconds,
+        score=score_frames(image, truth, judge),
+    )
+    return row, frames
+
+
+def mean_score(rows: Sequence[Row]) -> Score:
+    """Average over frames; values that are not defined for a clip are left out."""
+    means = {}
+    for field in fields(Score):
+        pairs = [(getattr(row.score, field.name), row.num_frames) for row in rows]
+        known = [(v, n) for v, n in pairs if not math.isnan(v)]
+        total = sum(n for _, n in known)
+        means[field.name] = sum(v * n for v, n in known) / total if total else math.nan
+    return Score(**means)
+
+
+def mean_over_scenes(rows: Sequence[Row]) -> Score:
+    """Average each scene first, so that scenes count alike."""
+    scenes = sorted({row.scene for row in rows})
+    scores = [mean_score([row for row in rows if row.scene == scene]) for scene in scenes]
+    means = {}
+    for field in fields(Score):
+        known = [v for s in scores if not math.isnan(v := getattr(s, field.name))]
+        means[field.name] = sum(known) / len(known) if known else math.nan
+    return Score(**means)
+
+
+def by_gap(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
+    """Sort rows into narrow, middle and wide gaps."""
+    bins: list[list[Row]] = [[] for _ in range(len(GAP_BORDERS_DEG) + 1)]
+    for row in rows:
+        bins[sum(row.gap_deg > border for border in GAP_BORDERS_DEG)].append(row)
+    return tuple(tuple(b) for b in bins)
+
+
+def frechet(ours: Float[Tensor, "N D"], photos: Float[Tensor, "M D"]) -> float:
+    """Frechet distance of local features, with steadied covariances."""
+    return frechet_distance(ours.cpu(), photos.cpu(), shrink=_SHRINK)
+
+
+def caption(width: int, text: str, height: int = 18) -> Float[Tensor, "3 h W"]:
+    """Return a white strip with a word on it."""
+    strip = np.full((height, width, 3), 255, np.uint8)
+    cv2.putText(strip, text, (3, height - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+    return torch.from_numpy(strip).permute(2, 0, 1).float() / 255
+
+
+def write_comparison(
+    path: Path, names: Sequence[str], rows: Sequence[Sequence[Float[Tensor, "3 H W"]]]
+) -> None:
+    """Write a picture with one named column a method and one row a frame.
+
+    Args:
+        path: PNG or JPEG to write.
+        names: Headings.
+        rows: Images of one size, as many in each row as there are names.
+    """
+    width = rows[0][0].shape[-1]
+    head = torch.cat([caption(width, name) for name in names], dim=-1)
+    lines = [torch.cat([image.float().cpu().clamp(0, 1) for image in row], dim=-1) for row in rows]
+    write_image(path, torch.cat([head, *lines], dim=-2))

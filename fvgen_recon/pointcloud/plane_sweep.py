@@ -30,8 +30,8 @@ class PlaneSweep:
     """Depth hypotheses, evenly spaced in inverse depth."""
     num_sources: int = 4
     """Most source views compared with each view."""
-    best: int = 2
-    """How many best-matching sources count at each depth."""
+    best_share: float = 0.5
+    """Share of the sources, the best-matching ones, that count at each depth; at least one."""
     windows: tuple[int, ...] = (5, 11)
     """Sides of the correlation windows in working pixels."""
     small_penalty: float = 0.1
@@ -102,8 +102,9 @@ class PlaneSweep:
         hypotheses: Float[Tensor, "V D H2 W2"],
     ) -> tuple[Float[Tensor, "V H W"], Evidence]:
         """Match and aggregate the hypotheses, evenly spaced for each pixel, and pick the best."""
+        best = max(1, round(pairs.sources.shape[1] * self.best_share))
         scores = match_scores(
-            images.mean(dim=1), pairs, hypotheses, windows=self.windows, best=self.best
+            images.mean(dim=1), pairs, hypotheses, windows=self.windows, best=best
         )
         total = aggregate_cost(
             1 - scores, images, small=self.small_penalty, large=self.large_penalty

@@ -17,7 +17,7 @@ from fvgen_recon.geometry.projection import pixel_centres
 from fvgen_recon.types import Cameras
 
 _VARIANCE_FLOOR = 1e-4  # of the order of a photo's noise: keeps flat windows from matching
-_CHUNK_CPU = 2**21
+_CHUNK_CPU = 2**20
 _CHUNK_CUDA = 2**26
 
 
@@ -87,13 +87,29 @@ def inside_image(
     return (z > 1e-6) & (x >= 0) & (y >= 0) & (x <= size[1]) & (y <= size[0])
 
 
+def _window_sum(values: Tensor, window: int, axis: int) -> Tensor:
+    """Sum over a centred window along one axis, zeros outside, by doubling: log(window) sums."""
+    half, length = window // 2, values.shape[axis]
+    padding = (half, half) if axis == -1 else (0, 0, half, half)
+    block, width, start, total = F.pad(values, padding), 1, 0, None
+    while width <= window:
+        if window & width:
+            part = block.narrow(axis, start, length)
+            total = part if total is None else total + part
+            start += width
+        kept = block.shape[axis] - width
+        if 2 * width <= window:
+            block = block.narrow(axis, 0, kept) + block.narrow(axis, width, kept)
+        width *= 2
+    assert total is not None
+    return total
+
+
 def box_mean(values: Float[Tensor, "*B H W"], window: int) -> Float[Tensor, "*B H W"]:
-    """Mean over a centred square window; at the border over the part inside the image."""
-    flat = values.reshape(-1, 1, *values.shape[-2:])
-    half = window // 2
-    flat = F.avg_pool2d(flat, (1, window), 1, (0, half), count_include_pad=False)
-    flat = F.avg_pool2d(flat, (window, 1), 1, (half, 0), count_include_pad=False)
-    return flat.reshape(values.shape)
+    """Mean over a centred window of odd side; at the border over the part inside the image."""
+    total = _window_sum(_window_sum(values, window, -1), window, -2)
+    ones = values.new_ones(values.shape[-2:])
+    return total / _window_sum(_window_sum(ones, window, -1), window, -2)
 
 
 def correlate(
@@ -117,7 +133,10 @@ def best_mean(
     voting.
     """
     best = min(best, scores.shape[1])
-    top = scores.masked_fill(~seen, -2.0).topk(best, dim=1).values
+    masked = scores.masked_fill(~seen, -2.0)
+    if best == 1:  # much faster than sorting
+        return torch.where(seen.any(dim=1), masked.amax(dim=1), 0.0)
+    top = masked if best == scores.shape[1] else masked.topk(best, dim=1).values
     counted = top > -1.5
     return (top * counted).sum(1) / counted.sum(1).clamp_min(1)
 

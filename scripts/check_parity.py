@@ -22,6 +22,8 @@ from fvgen_recon.render.parity import compare_render
 from fvgen_recon.trajectory.parity import compare_camera
 from fvgen_recon.types import Difference
 
+_MISFITS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AssertionError)
+
 ALL = COMPARISONS | {"camera": compare_camera, "render": compare_render}
 
 
@@ -56,6 +58,11 @@ def main(options: Options) -> int:
             rows = ALL[options.kind](options.fixture)
     except FvgenError as error:
         print(error, file=sys.stderr)
+        return 2
+    except _MISFITS as error:
+        # Sizes that do not belong together surface deep inside a network.
+        first = str(error).partition("\n")[0]
+        print(f"{options.fixture} has sizes that do not fit together: {first}", file=sys.stderr)
         return 2
     return 0 if report(rows) else 1
 

@@ -61,7 +61,11 @@ def make_noisy(num_clips: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return x_t, torch.linspace(900, 100, num_clips).long()
 
 
-def small_architecture() -> Architecture:
+FULL_VOCABULARY = 49408
+"""What the constant prompts need."""
+
+
+def small_architecture(vocab_size: int = 600) -> Architecture:
     """All parts of a model at a size of a few hundred thousand parameters."""
     return Architecture(
         unet=UNetShape(
@@ -72,7 +76,7 @@ def small_architecture() -> Architecture:
         ),
         resampler=ResamplerShape(dim=32, depth=2, dim_head=16, heads=3, num_tokens=16, ff_mult=2),
         vae=VaeShape(block_out_channels=(32, 32, 32, 32), layers_per_block=1),
-        text=TextShape(width=24, layers=2, heads=2, vocab_size=49408, embed_dim=20),
+        text=TextShape(width=24, layers=2, heads=2, vocab_size=vocab_size, embed_dim=20),
         vision=VisionShape(width=40, layers=2, heads=2, patch_size=56, image_size=224),
     )
 
@@ -87,7 +91,7 @@ def original_tensors(architecture: Architecture, *, base_scale: float = 0.3, see
 
 def write_model(folder: Path, *, image_context: ImageContext = "shared") -> Path:
     """A converted checkpoint of the small architecture that makes clips of four frames."""
-    architecture = small_architecture()
+    architecture = small_architecture(FULL_VOCABULARY)
     source = folder / "model.ckpt"
     torch.save({"state_dict": original_tensors(architecture)}, source)
     target = folder / "teacher"

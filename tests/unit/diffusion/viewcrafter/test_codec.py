@@ -1,6 +1,6 @@
 import pytest
 import torch
-from unit.diffusion.viewcrafter.small import make_guidance, small_architecture
+from unit.diffusion.viewcrafter.small import FULL_VOCABULARY, make_guidance, small_architecture
 
 from fvgen_recon.diffusion.backbone import Codec
 from fvgen_recon.diffusion.viewcrafter.architecture import build_parts
@@ -17,7 +17,7 @@ from fvgen_recon.errors import InputError
 @pytest.fixture(scope="module")
 def codec():
     torch.manual_seed(0)
-    parts = build_parts(small_architecture(), "shared", device="cpu")
+    parts = build_parts(small_architecture(FULL_VOCABULARY), "shared", device="cpu")
     return ViewCrafterCodec(
         vae=parts.vae,
         text_encoder=parts.text_encoder,

@@ -53,7 +53,10 @@ def test_image_context_is_recorded(tmp_path):
     loaded = ViewCrafterUNet.from_pretrained(tmp_path)
     assert loaded.config["image_context"] == "per_frame"
     assert loaded.per_frame
-    assert torch.equal(_run(loaded)[0], _run(unet)[0])
+    weights = unet.state_dict()
+    assert all(torch.equal(weight, weights[key]) for key, weight in loaded.state_dict().items())
+    # Mapped weights lie at other addresses, so kernels may add in another order.
+    torch.testing.assert_close(_run(loaded)[0], _run(unet)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_clips_of_a_batch_do_not_mix():

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import (
 from fvgen_nerfstudio.camera import to_nerfstudio
 from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
 from fvgen_nerfstudio.dataset import SceneDataset
+from fvgen_nerfstudio.depth import DepthTargets, collect_depth
 from fvgen_recon.densify.bank import Bank, BankEntry
 from fvgen_recon.densify.schedule import MixingSchedule
 from fvgen_recon.types import Scene
@@ -112,15 +114,31 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         """Return a camera and its batch: a photo, or by the schedule a generated frame.
 
         The draw depends on the seed and the step alone, so that a resumed run goes on as it would
-        have. Batches of generated frames carry `is_generated`, the `weight` of each pixel and the
-        `factor` on their whole loss.
+        have. Batches of photos carry `depth` and `depth_weight`, `1 H W` at the size that points
+        were estimated at; those of generated frames carry `is_generated`, the `weight` of each
+        pixel and the `factor` on their whole loss.
         """
         draw = random.Random(f"{self.config.train_cameras_sampling_seed}:{step}")
         share = self.schedule.share_at(step / self.num_steps)
         if self._entries and draw.random() < share:
             return self._generated_view(draw.choice(self._entries))
         camera, batch = super().next_train(step)
-        return camera, {**batch, "is_generated": False}
+        targets, view = self.depth_targets, int(batch["image_idx"])
+        return camera, {
+            **batch,
+            "is_generated": False,
+            "depth": targets.depth[view],
+            "depth_weight": targets.weight[view],
+        }
+
+    @cached_property
+    def depth_targets(self) -> DepthTargets:
+        """What the point cloud says about the depth of the photos."""
+        parser = self.dataparser
+        targets = collect_depth(parser.points, parser.point_cameras)
+        return DepthTargets(
+            depth=targets.depth.to(self.device), weight=targets.weight.to(self.device)
+        )
 
     def _generated_view(self, entry: BankEntry) -> tuple[NerfCameras, dict[str, Any]]:
         camera = to_nerfstudio(entry.camera).to(self.device)

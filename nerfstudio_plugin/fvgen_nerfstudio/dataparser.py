@@ -24,7 +24,7 @@ from fvgen_nerfstudio.source import SceneSource
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
-from fvgen_recon.types import PointCloud
+from fvgen_recon.types import Cameras, PointCloud
 
 
 @dataclass
@@ -92,6 +92,11 @@ class FvgenDataParser(DataParser):
         config = self.config
         return self.source.estimate_points(config.estimator, config.estimator_long_side)
 
+    @cached_property
+    def point_cameras(self) -> Cameras:
+        """The input cameras at the image size that points are estimated at."""
+        return self.source.small_scene(self.config.estimator_long_side).cameras
+
     def views_of(self, split: str) -> tuple[int, ...]:
         """Return the frames of a split."""
         chosen = self.source.split
@@ -113,7 +118,12 @@ class FvgenDataParser(DataParser):
         return outputs
 
     def _points(self) -> dict[str, torch.Tensor]:
-        """Return points to start from, as splatfacto wants them: colours in 0 to 255."""
+        """Return points to start from, as splatfacto wants them: colours in 0 to 255.
+
+        With each come its confidence and the width that it covers on the surface, in world units
+        (0 where no view is known).
+        """
+        from fvgen_nerfstudio.depth import pixel_spacing
         from fvgen_nerfstudio.gaussian import thin_cloud
 
         cloud = self.points
@@ -127,7 +137,14 @@ class FvgenDataParser(DataParser):
                 "dataparser.estimator random."
             )
         kept = thin_cloud(trusted, self.config.num_points, self.config.seed)
-        return {"points3D_xyz": kept.xyz.cpu(), "points3D_rgb": (kept.rgb * 255).cpu()}
+        # Each point that is kept stands for those that are not.
+        thinning = (len(trusted) / len(kept)) ** 0.5
+        return {
+            "points3D_xyz": kept.xyz.cpu(),
+            "points3D_rgb": (kept.rgb * 255).cpu(),
+            "points3D_confidence": kept.confidence.cpu(),
+            "points3D_spacing": (thinning * pixel_spacing(kept, self.point_cameras)).cpu(),
+        }
 
     def _native_cameras(self, views: tuple[int, ...]) -> NerfCameras:
         """Return cameras of the files as they are, distortion included, in the splat's frame.

@@ -13,7 +13,8 @@ SH_C0 = 0.28209479177387814
 NAMES = ("means", "scales", "quats", "features_dc", "features_rest", "opacities")
 _NUM_NEIGHBOURS = 3
 _MIN_SPACING = 1e-6
-_OPACITY = 0.1
+SEED_OPACITY = 0.1
+"""Opacity that a Gaussian starts with unless something else is known."""
 
 
 def neighbour_distance(xyz: Tensor) -> Tensor:
@@ -27,19 +28,33 @@ def neighbour_distance(xyz: Tensor) -> Tensor:
     return torch.from_numpy(mean).clamp_min(_MIN_SPACING)
 
 
-def make_gaussians(cloud: PointCloud, sh_degree: int) -> dict[str, Tensor]:
+def make_gaussians(
+    cloud: PointCloud,
+    sh_degree: int,
+    *,
+    sigma: Tensor | None = None,
+    opacity: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Return splatfacto's parameters for round Gaussians on the points of a cloud.
 
     Args:
         cloud: Points in the frame of the splat.
         sh_degree: Degree of the spherical harmonics; 0 means plain colours behind a sigmoid.
+        sigma: Standard deviation of each Gaussian, `N`, in world units; where it is 0, and by
+            default everywhere, the distance to the nearest neighbours.
+        opacity: Opacity of each Gaussian, `N`, in (0, 1); `SEED_OPACITY` by default.
 
     Returns:
         One tensor for each of `NAMES`: scales and opacities before their activations (log and
         logit), unit quaternions (w, x, y, z).
     """
     num_points = len(cloud)
-    log_scale = neighbour_distance(cloud.xyz).log()[:, None].expand(-1, 3)
+    if sigma is None or not bool((sigma > 0).all()):
+        spacing = neighbour_distance(cloud.xyz).to(cloud.xyz.device)
+        sigma = spacing if sigma is None else torch.where(sigma > 0, sigma, spacing)
+    if opacity is None:
+        opacity = torch.full((num_points,), SEED_OPACITY)
+    log_scale = sigma.clamp_min(_MIN_SPACING).log()[:, None].expand(-1, 3)
     rgb = cloud.rgb.float()
     dc = (rgb - 0.5) / SH_C0 if sh_degree > 0 else torch.logit(rgb, eps=1e-4)
     quats = torch.zeros(num_points, 4)
@@ -50,7 +65,7 @@ def make_gaussians(cloud: PointCloud, sh_degree: int) -> dict[str, Tensor]:
         "quats": quats,
         "features_dc": dc,
         "features_rest": torch.zeros(num_points, (sh_degree + 1) ** 2 - 1, 3),
-        "opacities": torch.logit(torch.full((num_points, 1), _OPACITY)),
+        "opacities": torch.logit(opacity.float()[:, None], eps=1e-4),
     }
     return {name: value.to(cloud.xyz.device).contiguous() for name, value in parameters.items()}
 

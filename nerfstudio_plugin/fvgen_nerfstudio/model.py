@@ -1,7 +1,7 @@
 """The splat: splatfacto's Gaussians on our rasteriser, trained on real and generated views."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
@@ -13,10 +13,13 @@ from pytorch_msssim import SSIM
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
+from fvgen_nerfstudio.background import diffuse_colors
 from fvgen_nerfstudio.camera import view_matrices
 from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
 from fvgen_nerfstudio.loss import weighted_dssim, weighted_l1
+from fvgen_nerfstudio.mcmc import McmcStrategy
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
+from fvgen_nerfstudio.regularizer import disparity_loss, drop_opacities, smoothness_loss
 from fvgen_nerfstudio.strategy import SplatStrategy
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
@@ -35,6 +38,26 @@ class FvgenModelConfig(SplatfactoModelConfig):
     _target: type = field(default_factory=lambda: FvgenModel)
     max_gaussians: int = 2_000_000
     """Number of Gaussians above which no more are added."""
+    strategy: Literal["default", "mcmc", "none"] = "default"
+    """How Gaussians are added and removed: by screen-space gradients, by Markov chain, not at
+    all."""
+    seed_size: float = 0.0
+    """Standard deviation of the first Gaussians over the width that their point covers in its
+    photo; 0 takes the distance to the nearest points."""
+    seed_opacity: tuple[float, float] = (0.1, 0.1)
+    """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
+    depth_weight: float = 0.0
+    """Weight of the difference between rendered and measured inverse depth on photos."""
+    smooth_weight: float = 0.0
+    """Weight of the edge-aware variation of inverse depth on photos."""
+    dropout: float = 0.0
+    """Share of Gaussians left out of a training render at the end of the run; rises from 0."""
+    opacity_weight: float = 0.0
+    """Weight of the mean opacity."""
+    scale_weight: float = 0.0
+    """Weight of the mean standard deviation, in world units."""
+    unknown: Literal["color", "diffuse"] = "color"
+    """What evaluation shows where no Gaussian is: one colour, or colours from around the hole."""
 
 
 class FvgenModel(SplatfactoModel):
@@ -46,8 +69,7 @@ class FvgenModel(SplatfactoModel):
         """Create the Gaussians, the metrics and the strategy; nothing is downloaded."""
         from torchmetrics.image import PeakSignalNoiseRatio
 
-        cloud = self._seed_cloud()
-        gaussians = make_gaussians(cloud, self.config.sh_degree)
+        gaussians = self._seed_gaussians()
         self.gauss_params = ParameterDict({k: Parameter(v) for k, v in gaussians.items()})
         self.camera_optimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
@@ -56,6 +78,7 @@ class FvgenModel(SplatfactoModel):
         self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
         self.perceptual = PerceptualMetrics(CONSOLE.log)
         self.step = 0
+        self.num_steps = 1
         self.crop_box = None
         is_random = self.config.background_color == "random"
         self.background_color = (
@@ -70,18 +93,36 @@ class FvgenModel(SplatfactoModel):
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
         self.running_loss: dict[str, float] = {}
 
-    def _seed_cloud(self) -> PointCloud:
-        """Return the points to start from; random ones where none came."""
-        if self.seed_points is not None and not self.config.random_init:
-            xyz, rgb = self.seed_points[0].float(), self.seed_points[1].float() / 255
-        else:
+    def _seed_gaussians(self) -> dict[str, Tensor]:
+        """Return the Gaussians to start from; random ones where no points came."""
+        if self.seed_points is None or self.config.random_init:
             xyz = (torch.rand(self.config.num_random, 3) - 0.5) * self.config.random_scale
             rgb = torch.rand(self.config.num_random, 3)
-        ones = torch.ones(len(xyz))
-        return PointCloud(xyz=xyz, rgb=rgb, confidence=ones, view=-ones.long())
+            metadata = {}
+        else:
+            xyz, rgb = self.seed_points[0].float(), self.seed_points[1].float() / 255
+            metadata = self.kwargs.get("metadata") or {}
+        confidence = metadata.get("points3D_confidence", torch.ones(len(xyz)))
+        spacing = metadata.get("points3D_spacing")
+        view = torch.full((len(xyz),), -1, dtype=torch.long)
+        sigma = None if spacing is None else self.config.seed_size * spacing
+        low, high = self.config.seed_opacity
+        return make_gaussians(
+            PointCloud(xyz=xyz, rgb=rgb, confidence=confidence, view=view),
+            self.config.sh_degree,
+            sigma=sigma,
+            opacity=low + (high - low) * confidence,
+        )
 
-    def _make_strategy(self) -> SplatStrategy:
+    def _make_strategy(self) -> SplatStrategy | McmcStrategy:
         config = self.config
+        if config.strategy == "mcmc":
+            return McmcStrategy(
+                refine_start_iter=config.warmup_length,
+                refine_stop_iter=config.stop_split_at,
+                refine_every=config.refine_every,
+                max_gaussians=config.max_gaussians,
+            )
         return SplatStrategy(
             prune_opa=config.cull_alpha_thresh,
             grow_grad2d=config.densify_grad_thresh,
@@ -91,7 +132,7 @@ class FvgenModel(SplatfactoModel):
             prune_scale2d=config.cull_screen_size,
             refine_scale2d_stop_iter=config.stop_screen_size_at,
             refine_start_iter=config.warmup_length,
-            refine_stop_iter=config.stop_split_at,
+            refine_stop_iter=0 if config.strategy == "none" else config.stop_split_at,
             reset_every=config.reset_alpha_every * config.refine_every,
             refine_every=config.refine_every,
             pause_refine_after_reset=self.num_train_data + config.refine_every,
@@ -134,7 +175,7 @@ class FvgenModel(SplatfactoModel):
             means=params["means"],
             quats=params["quats"],
             scales=torch.exp(params["scales"]),
-            opacities=torch.sigmoid(params["opacities"]).squeeze(-1),
+            opacities=self._opacities(params["opacities"]),
             colors=colors,
             viewmats=view_matrices(camera_to_worlds),
             Ks=K,
@@ -149,6 +190,15 @@ class FvgenModel(SplatfactoModel):
             rasterize_mode=self.config.rasterize_mode,
         )
 
+    def _opacities(self, logits: Tensor) -> Tensor:
+        """Return opacities; in training a share of the Gaussians is left out."""
+        opacities = torch.sigmoid(logits).squeeze(-1)
+        rate = self.config.dropout * min(1.0, self.step / self.num_steps)
+        if not self.training or rate == 0:
+            return opacities
+        rng = torch.Generator(opacities.device).manual_seed(self.step)
+        return drop_opacities(opacities, rate, rng)
+
     def get_outputs(self, camera: NerfCameras) -> dict[str, Tensor | list]:
         """Render one camera; in training, note what the strategy needs."""
         if not isinstance(camera, NerfCameras):
@@ -161,7 +211,9 @@ class FvgenModel(SplatfactoModel):
         if self.training:
             assert camera.shape[0] == 1, "Training renders one camera at a time."
             poses = self.camera_optimizer.apply_to_camera(camera)
-        with_depth = self.config.output_depth_during_training or not self.training
+        config = self.config
+        needs_depth = config.depth_weight > 0 or config.smooth_weight > 0
+        with_depth = needs_depth or config.output_depth_during_training or not self.training
         colors, alpha, self.info = self.rasterize_view(
             poses.to(self.device), K, size, with_depth=with_depth, chosen=chosen
         )
@@ -190,7 +242,10 @@ class FvgenModel(SplatfactoModel):
     def _compose(self, colors: Tensor, alpha: Tensor, camera: NerfCameras) -> dict[str, Any]:
         """Put a render on its background."""
         background = self._get_background_color()
-        rgb = (colors[..., :3] + (1 - alpha) * background).clamp(0.0, 1.0)
+        behind = background
+        if self.config.unknown == "diffuse" and not self.training and self.crop_box is None:
+            behind = diffuse_colors(colors[0, ..., :3], alpha[0])
+        rgb = (colors[..., :3] + (1 - alpha) * behind).clamp(0.0, 1.0)
         size = rgb.shape[1:3]
         metadata = camera.metadata or {}
         if self.config.use_bilateral_grid and self.training and "cam_idx" in metadata:
@@ -235,9 +290,29 @@ class FvgenModel(SplatfactoModel):
         else:
             losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if self.training:
+            losses.update(self._regularisers(outputs, batch))
             main = float(losses["main_loss"].detach())
             self._note_loss("mixed", main)
             self._note_loss("generated" if is_generated else "real", main)
+        return losses
+
+    def _regularisers(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
+        """Return the losses that look at shapes, those that are turned on."""
+        config, losses = self.config, {}
+        if config.opacity_weight > 0:
+            mean = torch.sigmoid(self.opacities).mean()
+            losses["opacity_loss"] = config.opacity_weight * mean
+        if config.scale_weight > 0:
+            losses["scale_loss"] = config.scale_weight * torch.exp(self.scales).mean()
+        if batch.get("is_generated", False) or outputs["depth"] is None:
+            return losses
+        depth, alpha = (outputs[key].permute(2, 0, 1) for key in ("depth", "accumulation"))
+        if config.depth_weight > 0 and "depth" in batch:
+            loss = disparity_loss(depth, alpha, batch["depth"], batch["depth_weight"])
+            losses["depth_loss"] = config.depth_weight * loss
+        if config.smooth_weight > 0:
+            image = self.get_gt_img(batch["image"]).permute(2, 0, 1)
+            losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)
         return losses
 
     def _weighted_loss(self, outputs: dict, batch: dict) -> Tensor:

@@ -90,6 +90,7 @@ class FvgenPipeline(VanillaPipeline):
         trainer = training_callback_attributes.trainer
         assert isinstance(trainer, RunTrainer), "Rounds need the run's length and folders."
         self.num_steps = trainer.config.max_num_iterations
+        self.model.num_steps = self.num_steps
         self.datamanager.num_steps = self.num_steps
         if self.config.densify.takes_part():
             self.open_bank(trainer.base_dir / BANK_FOLDER, trainer.resumed_run())

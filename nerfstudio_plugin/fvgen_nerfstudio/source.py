@@ -145,8 +145,11 @@ class SceneSource:
                 f"{', '.join(ESTIMATORS)}."
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        small = fit_scene(self.scene.to(device), *working_size(*self.size, long_side, 1))
-        return ESTIMATORS[estimator]().estimate(small).to("cpu")
+        return ESTIMATORS[estimator]().estimate(self.small_scene(long_side).to(device)).to("cpu")
+
+    def small_scene(self, long_side: int) -> Scene:
+        """Return the input views with a longer side of at most `long_side` pixels."""
+        return fit_scene(self.scene, *working_size(*self.size, long_side, 1))
 
 
 def _choose_size(sizes: list[tuple[int, int]], long_side: int) -> tuple[int, int]:

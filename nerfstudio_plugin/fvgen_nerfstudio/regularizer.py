@@ -1,0 +1,79 @@
+"""What keeps a splat from explaining few photos by wrong shapes. Pure functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+_EDGE = 0.1
+"""Colour step, of [0, 1], at which the wish for smooth depth falls to 1/e."""
+_NEAR = 1e-3
+
+
+def disparity_loss(
+    depth: Float[Tensor, "1 H W"],
+    alpha: Float[Tensor, "1 H W"],
+    target: Float[Tensor, "1 h w"],
+    weight: Float[Tensor, "1 h w"],
+) -> Float[Tensor, ""]:
+    """Return how far a rendered depth is from a measured one, in inverse depth without unit.
+
+    Absolute differences of 1 / depth over the measured mean of 1 / depth: far things and single
+    outliers count little. Pixels count by their weight and by how opaque the render is.
+
+    Args:
+        depth: Rendered expected z-depth.
+        alpha: Rendered opacity in [0, 1]; no gradient flows into it.
+        target: Measured z-depth, positive, at any size; sampled at the nearest pixel.
+        weight: How far each measured depth may be trusted, in [0, 1].
+    """
+    size = depth.shape[-2:]
+    target = F.interpolate(target[None], size, mode="nearest-exact")[0]
+    weight = F.interpolate(weight[None], size, mode="nearest-exact")[0]
+    measured = 1 / target.clamp_min(_NEAR)
+    unit = (weight * measured).sum() / weight.sum().clamp_min(1e-6)
+    error = (1 / depth.clamp_min(_NEAR) - measured).abs() / unit.clamp_min(1e-6)
+    return (weight * alpha.detach() * error).mean()
+
+
+def smoothness_loss(
+    depth: Float[Tensor, "1 H W"],
+    alpha: Float[Tensor, "1 H W"],
+    image: Float[Tensor, "3 H W"],
+) -> Float[Tensor, ""]:
+    """Return the total variation of inverse depth where the photo has no edges.
+
+    Godard et al., "Unsupervised monocular depth estimation with left-right consistency" (2017),
+    equation 3, on inverse depth over its mean.
+    """
+    disparity = 1 / depth.clamp_min(_NEAR)
+    opaque = alpha.detach()
+    unit = (opaque * disparity).sum().detach() / opaque.sum().clamp_min(1e-6)
+    disparity = disparity / unit.clamp_min(1e-6)
+    loss = depth.new_zeros(())
+    for axis in (-2, -1):
+        step = disparity.diff(dim=axis).abs()
+        edge = image.diff(dim=axis).abs().mean(0, keepdim=True)
+        both = torch.minimum(
+            opaque.narrow(axis, 1, step.shape[axis]), opaque.narrow(axis, 0, step.shape[axis])
+        )
+        loss = loss + (both * step * torch.exp(-edge / _EDGE)).mean()
+    return loss
+
+
+def drop_opacities(
+    opacities: Float[Tensor, "N"], rate: float, generator: torch.Generator
+) -> Float[Tensor, "N"]:
+    """Return opacities of which a random share is 0 and the others are larger to make up for it.
+
+    Park et al., "DropGaussian: structural regularization for sparse-view Gaussian splatting"
+    (2025), equations 4 and 5.
+
+    Args:
+        opacities: Opacities in [0, 1].
+        rate: Share that is dropped, in [0, 1).
+        generator: Source of the choice, on the device of the opacities.
+    """
+    draw = torch.rand(opacities.shape, generator=generator, device=opacities.device)
+    kept = (draw >= rate).to(opacities.dtype)
+    return (opacities * kept / (1 - rate)).clamp_max(1.0)

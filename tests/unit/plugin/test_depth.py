@@ -1,0 +1,47 @@
+"""Depth of the inputs out of the points that were lifted from them."""
+
+import torch
+from factories import make_scene
+
+from fvgen_nerfstudio.depth import collect_depth, pixel_spacing
+from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
+from fvgen_recon.types import PointCloud
+
+
+def _maps(scene, rng) -> DepthMaps:
+    shape = (len(scene), scene.cameras.height, scene.cameras.width)
+    return DepthMaps(
+        depth=2 + 3 * torch.rand(shape, generator=rng),
+        confidence=0.1 + 0.8 * torch.rand(shape, generator=rng),
+    )
+
+
+def test_lifted_depth_comes_back_pixel_by_pixel(rng):
+    scene = make_scene(3)
+    maps = _maps(scene, rng)
+    cloud = lift_depth(scene, maps)
+    order = torch.randperm(len(cloud), generator=rng)
+    targets = collect_depth(cloud[order], scene.cameras)
+    torch.testing.assert_close(targets.depth[:, 0], maps.depth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(targets.weight[:, 0], maps.confidence)
+
+
+def test_pixels_without_points_and_points_without_views_have_no_weight(rng):
+    scene = make_scene(2)
+    cloud = lift_depth(scene, _maps(scene, rng))
+    half = cloud[cloud.view == 0]
+    targets = collect_depth(half, scene.cameras)
+    assert (targets.weight[0] > 0).all()
+    assert (targets.weight[1] == 0).all()
+    assert (targets.depth[1] == 1).all()
+    nowhere = PointCloud(xyz=half.xyz, rgb=half.rgb, confidence=half.confidence, view=half.view - 1)
+    assert (collect_depth(nowhere, scene.cameras).weight == 0).all()
+    assert (pixel_spacing(nowhere, scene.cameras) == 0).all()
+
+
+def test_pixel_spacing_is_depth_over_focal_length(rng):
+    scene = make_scene(3)
+    maps = _maps(scene, rng)
+    spacing = pixel_spacing(lift_depth(scene, maps), scene.cameras)
+    expected = maps.depth / scene.cameras.K[:, :1, :1]
+    torch.testing.assert_close(spacing, expected.reshape(-1), atol=1e-5, rtol=1e-4)

@@ -1,28 +1,77 @@
-"""The methods that the benchmark can train, and what stock nerfstudio needs to run offline."""
+"""The methods that the benchmark can run, and what stock nerfstudio needs to run offline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from fvgen_nerfstudio.perceptual import lpips_backbone
+from fvgen_recon.errors import InputError
+
+REGISTERED = "nerfstudio:"
+"""Prefix of a method that any plugin has registered with nerfstudio."""
+IMPORTED = "import:"
+"""Prefix of renders that were made elsewhere: `import:NAME=FOLDER`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """A method of the benchmark."""
 
-    registered: str
-    """nerfstudio's name for it."""
+    name: str
+    """Name in tables."""
+    registered: str = ""
+    """nerfstudio's name for it; empty for imported renders."""
     generator: str = "none"
     """What fills the views, for methods of this project."""
+    estimator: str | None = None
+    """Source of the points to start from, where the method brings its own."""
+    renders: Path | None = None
+    """Folder with SCENE/VIEWS/VIEW.png of imported renders."""
 
 
-METHODS = {
-    "splatfacto": Method(registered="splatfacto"),
-    "fvgen-splat-real": Method(registered="fvgen-splat"),
-    "fvgen-splat-render": Method(registered="fvgen-splat", generator="render"),
-    "fvgen-splat": Method(registered="fvgen-splat", generator="default"),
-    "fvgen-splat-student": Method(registered="fvgen-splat", generator="student"),
-    "fvgen-splat-teacher": Method(registered="fvgen-splat", generator="teacher"),
+def _ours(name: str, generator: str, estimator: str | None = None) -> Method:
+    return Method(name=name, registered="fvgen-splat", generator=generator, estimator=estimator)
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="splatfacto", registered="splatfacto"),
+        _ours("fvgen-splat", "default"),
+        _ours("fvgen-splat-none", "none"),
+        _ours("fvgen-splat-render", "render"),
+        _ours("fvgen-splat-fill", "fill"),
+        _ours("fvgen-splat-student", "student"),
+        _ours("fvgen-splat-teacher", "teacher"),
+        _ours("fvgen-splat-regression", "regression"),
+        _ours("fvgen-splat-dust3r", "default", "dust3r"),
+    )
 }
+"""`fvgen-splat-none` is the splat for sparse views without any generated frame."""
+
+
+def find_method(text: str) -> Method:
+    """Return the method that a word of the command line names.
+
+    Raises:
+        InputError: There is no such method, or the folder of imported renders is missing.
+    """
+    if text in METHODS:
+        return METHODS[text]
+    if text.startswith(REGISTERED):
+        name = text.removeprefix(REGISTERED)
+        return Method(name=name, registered=name)
+    if text.startswith(IMPORTED):
+        name, _, folder = text.removeprefix(IMPORTED).partition("=")
+        if not name or not Path(folder).is_dir():
+            raise InputError(
+                f"Imported renders as import:NAME=FOLDER with FOLDER/SCENE/VIEWS/VIEW.png were "
+                f"expected: {text} came."
+            )
+        return Method(name=name, renders=Path(folder))
+    raise InputError(
+        f"There is no method `{text}`: choose among {', '.join(METHODS)}, {REGISTERED}NAME for "
+        f"any method registered with nerfstudio, or {IMPORTED}NAME=FOLDER for rendered test views."
+    )
 
 
 def replace_missing_lpips() -> None:
@@ -30,6 +79,8 @@ def replace_missing_lpips() -> None:
 
     Its value is only used by nerfstudio's own evaluation, which the benchmark does not call.
     """
+    from fvgen_nerfstudio.perceptual import lpips_backbone
+
     if lpips_backbone().exists():
         return
     from torch import nn

@@ -5,36 +5,32 @@ Usage:
         --views 3,6,9 --out benchmarks/results/folder.json
 """
 
-import json
-import platform
-import shlex
-import statistics
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
-from methods import METHODS
+from case import FROZEN, Case, plan_cases
+from frames import FramesJob, load_generators, measure_frames, names_of_generators
+from job import Settings, Trial, score_trial, train_trial
+from machine import describe_machine
+from methods import find_method
 
 from fvgen_recon.errors import FvgenError, InputError
-from fvgen_recon.evaluation.protocol import Split, folder_split, fsgs_split, mipnerf360_split
-from fvgen_recon.io.file import write_json
-from fvgen_recon.io.scenes import load_capture
-
-HERE = Path(__file__).resolve().parent
-SUITES = {
-    "folder": lambda scene, count, views: folder_split(count, views),
-    "llff": lambda scene, count, views: folder_split(count, views),
-    "mipnerf360": mipnerf360_split,
-    "mipnerf360-fsgs": lambda scene, count, views: fsgs_split(count, views),
-    "tanks-and-temples": lambda scene, count, views: fsgs_split(count, views),
-}
+from fvgen_recon.evaluation.judge import load_jury
+from fvgen_recon.evaluation.result import (
+    Failure,
+    FrameResult,
+    RunResult,
+    TrialResult,
+    write_result,
+)
+from fvgen_recon.evaluation.table import downstream_table, frames_table
 
 
 @dataclass(frozen=True)
@@ -42,13 +38,13 @@ class Options:
     """What to run."""
 
     suite: Annotated[str, tyro.conf.Positional]
-    """One of folder, llff, mipnerf360, mipnerf360-fsgs, tanks-and-temples."""
+    """One of folder, llff, mipnerf360, mipnerf360-fsgs, mipnerf360-floor, tanks-and-temples."""
     data: Path
     """Folder with one sub-folder a scene."""
     out: Path
     """JSON file with the results."""
     methods: str = "splatfacto,fvgen-splat"
-    """Names of methods, separated by commas."""
+    """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere."""
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
     scenes: str = ""
@@ -59,156 +55,163 @@ class Options:
     """Initialisation of every method: plane-sweep (inputs only) or dataset (leaks test views)."""
     long_side: int = 0
     """Longer image side in pixels; 0 keeps the photos' size."""
-    work: Path = Path("outputs/benchmark")
-    """Where the trials are kept; finished ones are not run again."""
-    parallel: int = 1
-    """Trials that run at the same time."""
+    seed: int = 0
+    """Seed of every method."""
     overrides: tuple[str, ...] = ()
     """Settings of the configuration as `path.to.field=value`, for ablations."""
+    label: str = ""
+    """Added to the names of methods in the results, for ablations."""
+    frames: bool = True
+    """Whether generators' own frames are measured at the held-out poses."""
+    generators: str = ""
+    """Generators of the frames table, separated by commas; those of the methods where empty."""
+    frames_long_side: int = 512
+    """Longer side of generators' frames in pixels."""
+    downstream: bool = True
+    """Whether methods are trained and their renders measured."""
+    work: Path = Path("outputs/benchmark")
+    """Where the trials are kept; finished ones are not run again."""
+    splits: Path = FROZEN
+    """Folder of the lists of suites that freeze their splits."""
+    features: Path | None = None
+    """File of packed feature networks, for machines without their packages."""
+    parallel: int = 1
+    """Trials that run at the same time."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
+    commit: str = ""
+    """Commit to note where git cannot tell."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One method on one split of one scene."""
-
-    scene: Path
-    method: str
-    split: Split
-    folder: Path
-
-
-def plan(options: Options) -> list[Trial]:
+def plan_trials(options: Options, cases: list[Case]) -> list[Trial]:
     """List all trials.
 
     Raises:
-        InputError: A suite, method or scene is unknown, or the data are missing.
+        InputError: A method is unknown.
     """
-    if options.suite not in SUITES:
-        raise InputError(f"There is no suite `{options.suite}`: choose one of {list(SUITES)}.")
-    methods = options.methods.split(",")
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"There is no method `{method}`: choose one of {list(METHODS)}.")
+    if not options.downstream:
+        return []
+    settings = Settings(
+        iterations=options.iterations,
+        estimator=options.estimator,
+        seed=options.seed,
+        overrides=options.overrides,
+        device=options.device,
+    )
+    ending = f":{options.label}" if options.label else ""
+    names = options.methods.split(",")
+    labels = [find_method(name).name + ending for name in names]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"Two methods have one name among {', '.join(labels)}.")
     return [
-        Trial(
-            scene=scene,
-            method=method,
-            split=SUITES[options.suite](scene.name, len(load_capture(scene)), views),
-            folder=options.work / options.suite / f"{scene.name}_{views}_{method}",
-        )
-        for views in map(int, options.views.split(","))
-        for scene in _scenes(options)
-        for method in methods
+        Trial(case=case, method=name, label=label, settings=settings)
+        for case in cases
+        for name, label in zip(names, labels, strict=True)
     ]
 
 
-def _scenes(options: Options) -> Iterator[Path]:
-    if not options.data.is_dir():
-        raise InputError(
-            f"{options.data} was expected to hold one folder a scene and is not there; see "
-            "benchmarks/README.md for where to get the data and how to lay them out."
+def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
+    """List the measurements of generators' own frames."""
+    if not options.frames:
+        return []
+    wanted = tuple(filter(None, options.generators.split(",")))
+    methods = [find_method(name) for name in options.methods.split(",")]
+    return [
+        FramesJob(
+            case=case,
+            generators=wanted or names_of_generators(methods),
+            long_side=options.frames_long_side,
+            device=options.device,
+            seed=options.seed,
         )
-    wanted = set(filter(None, options.scenes.split(",")))
-    found = sorted(path for path in options.data.iterdir() if path.is_dir())
-    missing = wanted - {path.name for path in found}
-    if missing or not found:
-        raise InputError(f"{options.data} does not hold {sorted(missing) or 'any scene'}.")
-    return (path for path in found if not wanted or path.name in wanted)
+        for case in cases
+    ]
 
 
-def run_trial(trial: Trial, options: Options) -> dict[str, Any] | None:
-    """Run one trial in its own process, unless it is finished; none where it failed."""
-    result = trial.folder / "trial.json"
-    if not result.exists():
-        command = [
-            sys.executable,
-            str(HERE / "trial.py"),
-            *("--scene", str(trial.scene), "--method", trial.method, "--out", str(trial.folder)),
-            *("--inputs", *map(str, trial.split.inputs), "--test", *map(str, trial.split.test)),
-            *("--iterations", str(options.iterations), "--estimator", options.estimator),
-            *("--long-side", str(options.long_side)),
-            *(("--overrides", *options.overrides) if options.overrides else ()),
-        ]
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        with (trial.folder / "log.txt").open("w") as log:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    if not result.exists():
-        lines = (trial.folder / "log.txt").read_text().strip().splitlines()[-1:]
-        print(f"{trial.scene.name} {trial.method} failed: {' '.join(lines)}", file=sys.stderr)
-        return None
-    return json.loads(result.read_text())
+Found = TrialResult | Failure | tuple[FrameResult, ...]
+"""What comes of one job."""
 
 
-def describe_machine() -> dict[str, Any]:
-    """Say what the numbers were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=HERE,
-        check=False,
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "gpu": gpu,
-        "cpu": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
-        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+class Bench:
+    """Runs jobs and keeps what came of them; the file is written after each."""
 
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.machine = describe_machine(options.commit)
+        self.jury = load_jury(options.device, options.features)
+        self.found: list[Found] = []
+        self.start = time.perf_counter()
+        # Folds, masks and scores are made one at a time: they share the networks.
+        self.lock = threading.Lock()
 
-def print_table(trials: list[dict[str, Any]]) -> None:
-    """Print PSNR / SSIM by scene, view count and method, with means."""
-    methods = list(dict.fromkeys(trial["method"] for trial in trials))
-    print("| scene | views | " + " | ".join(methods) + " |")
-    print("|---|---|" + "---|" * len(methods))
-    cells = {(t["scene"], t["num_views"], t["method"]): t for t in trials}
-    for views in sorted({trial["num_views"] for trial in trials}):
-        scenes = sorted({trial["scene"] for trial in trials})
-        for scene in scenes:
-            row = [cells.get((scene, views, method)) for method in methods]
-            print(f"| {scene} | {views} | " + " | ".join(_cell(t) for t in row) + " |")
-        means = [_mean(trials, views, method) for method in methods]
-        print(f"| mean | {views} | " + " | ".join(means) + " |")
+    def run(self, trials: list[Trial], frames: list[FramesJob]) -> RunResult:
+        """Run all trials, several at a time, then the generators, alone so that times are fair."""
+        generators = load_generators(frames[0].generators, self.options.device) if frames else {}
+        total = len(trials) + len(frames)
+        with ThreadPoolExecutor(self.options.parallel) as pool:
+            running = [pool.submit(self._run_trial, trial) for trial in trials]
+            for count, (trial, outcome) in enumerate(zip(trials, running, strict=True), 1):
+                self._keep(outcome.result(), count, total, trial.folder.name)
+        for count, job in enumerate(frames, len(trials) + 1):
+            self._keep(measure_frames(job, generators, self.jury), count, total, "frames")
+        return self.result()
 
+    def _run_trial(self, trial: Trial) -> TrialResult | Failure:
+        with self.lock:
+            fold = trial.case.fold()
+        train_trial(trial, fold)
+        with self.lock:
+            return score_trial(trial, fold, self.jury)
 
-def _cell(trial: dict[str, Any] | None) -> str:
-    return "failed" if trial is None else f"{trial['psnr']:.2f} / {trial['ssim']:.3f}"
+    def _keep(self, found: Found, count: int, total: int, what: str) -> None:
+        """Add what was found to the file and say how long the rest will take."""
+        self.found.append(found)
+        write_result(self.options.out, self.result())
+        left = (time.perf_counter() - self.start) / count * (total - count)
+        print(f"{count} of {total} done ({what}), about {left:.0f} s left", file=sys.stderr)
 
-
-def _mean(trials: list[dict[str, Any]], views: int, method: str) -> str:
-    rows = [t for t in trials if t["num_views"] == views and t["method"] == method]
-    if not rows:
-        return "-"
-    return " / ".join(
-        f"{statistics.mean(t[key] for t in rows):.{digits}f}"
-        for key, digits in (("psnr", 2), ("ssim", 3))
-    )
+    def result(self) -> RunResult:
+        """Return what has been found so far, in the order of the plan."""
+        found = self.found
+        frames = [row for rows in found if isinstance(rows, tuple) for row in rows]
+        return RunResult(
+            suite=self.options.suite,
+            machine=self.machine,
+            settings=asdict(self.options),
+            trials=tuple(row for row in found if isinstance(row, TrialResult)),
+            frames=tuple(frames),
+            failures=tuple(row for row in found if isinstance(row, Failure)),
+        )
 
 
 def main(options: Options) -> int:
-    """Run every trial, write the JSON after each, print the table."""
+    """Run every trial, write the JSON after each, print the tables."""
     try:
-        trials = plan(options)
+        cases = plan_cases(
+            options.suite,
+            options.data,
+            views=tuple(map(int, options.views.split(","))),
+            scenes=tuple(filter(None, options.scenes.split(","))),
+            long_side=options.long_side,
+            work=options.work,
+            frozen=options.splits,
+        )
+        trials = plan_trials(options, cases)
+        result = Bench(options).run(trials, plan_frames(options, cases))
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finished: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    with ThreadPoolExecutor(options.parallel) as pool:
-        jobs = [pool.submit(run_trial, trial, options) for trial in trials]
-        for done, job in enumerate(jobs, 1):
-            result = job.result()
-            if result is not None:
-                finished.append(result)
-            left = (time.perf_counter() - start) / done * (len(jobs) - done)
-            print(f"{done} of {len(jobs)} trials, about {left:.0f} s left", file=sys.stderr)
-            write_json(options.out, {"machine": describe_machine(), "trials": finished})
-    print_table(finished)
-    return 0 if len(finished) == len(trials) else 1
+    for failure in result.failures:
+        print(
+            f"{failure.scene}, {failure.num_views} views, {failure.method} failed: "
+            f"{failure.reason}",
+            file=sys.stderr,
+        )
+    if result.trials:
+        print(downstream_table(result))
+    if result.frames:
+        print(frames_table(result))
+    return 1 if result.failures else 0
 
 
 if __name__ == "__main__":

@@ -1,39 +1,39 @@
-"""One trial: train one method on one split of one scene, then score its held-out views.
+"""One trial: train one method on one fold and render its test views. Scoring is another program's.
+
+The fold holds the photos of the inputs and only the poses of the test views, so that a method
+which tries to open a held-out photo fails.
 
 Usage:
-    python benchmarks/trial.py --scene DIR --inputs 0 9 19 --test 4 12 --method splatfacto \
-        --out outputs/trial
+    python benchmarks/trial.py --fold outputs/fold --method splatfacto --out outputs/trial
 """
 
 import copy
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from methods import METHODS, replace_missing_lpips
+from methods import find_method, replace_missing_lpips
 
-from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
-from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
 from fvgen_recon.errors import FvgenError, InputError
-from fvgen_recon.evaluation.metric import psnr, ssim
-from fvgen_recon.io.file import write_json
+from fvgen_recon.evaluation.fold import Fold, read_fold
+from fvgen_recon.io.file import read_json, write_json
 from fvgen_recon.io.image import write_image
+
+Clock = dict[str, float]
+"""Seconds by part."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to train on what."""
 
-    scene: Path
-    """Scene folder."""
-    inputs: tuple[int, ...]
-    """Indices of the input views, in file-name order."""
-    test: tuple[int, ...]
-    """Indices of the test views."""
+    fold: Path
+    """Folder of the fold."""
     out: Path
     """Folder for the run, the rendered test views and `trial.json`."""
     method: str = "fvgen-splat"
@@ -44,130 +44,179 @@ class Options:
     """Where to train."""
     estimator: str = "plane-sweep"
     """Where the points to start from come from; `dataset` uses more than the inputs."""
-    long_side: int = 0
-    """Longer image side in training and scoring, in pixels; 0 keeps the photos' size."""
     seed: int = 0
     """Seed of the training."""
     overrides: tuple[str, ...] = ()
     """Settings of the configuration as `path.to.field=value`, for ablations."""
 
 
-def build_config(options: Options) -> Any:
-    """Return nerfstudio's configuration of the trial."""
+def build_config(options: Options, fold: Fold) -> Any:
+    """Return nerfstudio's configuration of the trial.
+
+    Raises:
+        InputError: nerfstudio knows no such method, or it cannot run on this device.
+    """
     from nerfstudio.configs.method_configs import all_methods
 
-    if options.method not in METHODS:
-        raise InputError(f"There is no method `{options.method}`: choose one of {list(METHODS)}.")
-    method = METHODS[options.method]
-    name = method.registered
-    if name == "fvgen-splat" and options.device == "cpu":
-        name = "fvgen-splat-cpu"
+    from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
+    from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
+
+    method = find_method(options.method)
+    is_ours = method.registered == "fvgen-splat"
+    if options.device == "cpu" and method.registered.startswith("splatfacto"):
+        raise InputError("Stock splatfacto needs a CUDA device: choose methods of fvgen-splat.")
+    name = "fvgen-splat-cpu" if is_ours and options.device == "cpu" else method.registered
+    if name not in all_methods:
+        raise InputError(f"nerfstudio has no method `{name}`: see `ns-train --help`.")
     config = copy.deepcopy(all_methods[name])
-    split = options.out / "split.json"
-    write_json(split, {"train_ids": list(options.inputs), "test_ids": list(options.test)})
-    config.pipeline.datamanager.dataparser = FvgenDataParserConfig(
-        data=options.scene.resolve(),
-        split_file=split.resolve(),
-        estimator=options.estimator,
-        long_side=options.long_side,
-    )
-    if isinstance(config.pipeline.datamanager, FvgenDatamanagerConfig):
+    data = config.pipeline.datamanager
+    if isinstance(data, FvgenDatamanagerConfig):
         config.pipeline.densify.generator = method.generator
-    config.machine.device_type = options.device
-    config.machine.seed = options.seed
-    config.max_num_iterations = options.iterations
-    config.steps_per_save = options.iterations
+    else:
+        data.dataparser = FvgenDataParserConfig()
+    parser = data.dataparser
+    parser.data, parser.split_file = fold.folder.resolve(), fold.split.resolve()
+    parser.estimator = method.estimator or options.estimator
+    parser.long_side = 0  # The fold has the size that is asked for already.
+    config.machine.device_type, config.machine.seed = options.device, options.seed
+    config.max_num_iterations = config.steps_per_save = options.iterations
     config.output_dir, config.vis = options.out, "tensorboard"
     config.experiment_name, config.timestamp = "run", "trial"
     for step in ("steps_per_eval_batch", "steps_per_eval_image", "steps_per_eval_all_images"):
         setattr(config, step, 10**9)  # A method that looks at test views while training is unfair.
     for override in options.overrides:
-        _apply(config, override)
+        apply_override(config, override)
     return config
 
 
-def _apply(config: Any, override: str) -> None:
-    """Set one field, keeping its type."""
+def apply_override(config: Any, override: str) -> None:
+    """Set one field of a configuration, keeping its type.
+
+    Raises:
+        InputError: There is no such field.
+    """
     path, _, text = override.partition("=")
     *parents, last = path.split(".")
-    for parent in parents:
-        config = getattr(config, parent)
-    old = getattr(config, last)
-    kind = type(old) if old is not None else str
-    value = (
-        text == "True"
-        if kind is bool
-        else kind(text)
-        if kind is not tuple
-        else tuple(float(part) for part in text.split(","))
-    )
+    try:
+        for parent in parents:
+            config = config[parent] if isinstance(config, dict) else getattr(config, parent)
+        old = getattr(config, last)
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"The override {override} names no field of the configuration.") from error
+    if isinstance(old, bool):
+        value: Any = text == "True"
+    elif isinstance(old, tuple):
+        value = tuple(float(part) for part in filter(None, text.split(",")))
+    elif old is None:
+        value = float(text) if text.replace(".", "", 1).isdigit() else text
+    else:
+        value = type(old)(text)
     setattr(config, last, value)
 
 
-def train(config: Any) -> tuple[Any, float]:
-    """Train and return the pipeline and the wall-clock seconds."""
+def watch_parts(clock: Clock) -> None:
+    """Add up the seconds that point clouds and generation take, from outside of the methods."""
+    from fvgen_nerfstudio import generation
+    from fvgen_recon.pointcloud import ESTIMATORS
+
+    assert isinstance(ESTIMATORS, dict)
+    for name, make in list(ESTIMATORS.items()):
+        ESTIMATORS[name] = lambda make=make: _TimedEstimator(make(), clock)
+    run_round = generation.run_round
+
+    def timed_round(*args: Any, **kwargs: Any) -> Any:
+        outcome = run_round(*args, **kwargs)
+        for part in ("plan", "render", "generate"):
+            clock[part] = clock.get(part, 0.0) + outcome.seconds.get(part, 0.0)
+        return outcome
+
+    generation.run_round = timed_round
+
+
+@dataclass(frozen=True)
+class _TimedEstimator:
+    """A point-cloud source under a stopwatch."""
+
+    inner: Any
+    clock: Clock
+
+    def estimate(self, scene: Any) -> Any:
+        """Return what the source returns."""
+        start = time.perf_counter()
+        cloud = self.inner.estimate(scene)
+        _wait()
+        self.clock["points"] = self.clock.get("points", 0.0) + time.perf_counter() - start
+        return cloud
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def train(config: Any, clock: Clock) -> Any:
+    """Train and return the pipeline; the clock gets the parts and what is left for training."""
     replace_missing_lpips()
+    watch_parts(clock)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     start = time.perf_counter()
     trainer.setup()
     trainer.train()
-    if config.machine.device_type == "cuda":
-        torch.cuda.synchronize()
-    return trainer.pipeline, time.perf_counter() - start
+    _wait()
+    total = time.perf_counter() - start
+    clock["train"] = total - sum(clock.values())
+    clock["total"] = total
+    return trainer.pipeline
 
 
 @torch.no_grad()
-def score(pipeline: Any, options: Options) -> list[dict[str, Any]]:
-    """Render and score every test view; the pictures are kept for perceptual metrics."""
+def render_test_views(pipeline: Any, fold: Fold, folder: Path) -> None:
+    """Render every test view; their photos do not exist here."""
+    from fvgen_nerfstudio.camera import to_nerfstudio
+
+    source = pipeline.datamanager.dataparser.source
+    ranks = tuple(read_json(fold.split)["test_ids"])
     pipeline.eval()
-    rows = []
-    loader = pipeline.datamanager.fixed_indices_eval_dataloader
-    for index, (camera, batch) in zip(options.test, loader, strict=True):
-        outputs = pipeline.model.get_outputs_for_camera(camera=camera)
-        image = outputs["rgb"].permute(2, 0, 1)[None].float().clamp(0, 1).cpu()
-        truth = batch["image"][..., :3].permute(2, 0, 1)[None].float().cpu()
-        truth = truth / 255 if truth.max() > 1.5 else truth
-        height, width = image.shape[-2:]
-        truth = truth[..., :height, :width]
-        write_image(options.out / "test" / f"{index:04d}.png", image[0])
-        write_image(options.out / "test" / f"{index:04d}_truth.png", truth[0])
-        rows.append(
-            {"view": index, "psnr": float(psnr(image, truth)), "ssim": float(ssim(image, truth))}
-        )
-    return rows
+    cameras = to_nerfstudio(source.cameras(ranks)).to(pipeline.device)
+    for place, view in enumerate(fold.test):
+        outputs = pipeline.model.get_outputs_for_camera(camera=cameras[place : place + 1])
+        image = outputs["rgb"].permute(2, 0, 1).float().clamp(0, 1).cpu()
+        write_image(folder / f"{view:05d}.png", image)
+
+
+def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the trial and return what `trial.json` holds."""
+    fold = read_fold(options.fold)
+    config = build_config(options, fold)
+    torch.manual_seed(options.seed)
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    clock: Clock = {}
+    pipeline = train(config, clock)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else None
+    render_test_views(pipeline, fold, options.out / "renders")
+    say(f"{options.method}: {clock['total']:.0f} s")
+    return {
+        "method": options.method,
+        "initialisation": config.pipeline.datamanager.dataparser.estimator,
+        "iterations": options.iterations,
+        "seed": options.seed,
+        "overrides": list(options.overrides),
+        "seconds": clock,
+        "peak_gib": peak,
+        "num_gaussians": getattr(pipeline.model, "num_points", None),
+    }
 
 
 def main(options: Options) -> int:
     """Run the trial and write `trial.json`."""
     try:
-        config = build_config(options)
-        torch.manual_seed(options.seed)
-        if options.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        pipeline, seconds = train(config)
-        views = score(pipeline, options)
+        result = run(options)
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else None
-    result = {
-        "scene": options.scene.name,
-        "method": options.method,
-        "num_views": len(options.inputs),
-        "inputs": list(options.inputs),
-        "initialisation": options.estimator,
-        "iterations": options.iterations,
-        "seed": options.seed,
-        "overrides": list(options.overrides),
-        "seconds": seconds,
-        "peak_gib": peak,
-        "num_gaussians": int(pipeline.model.num_points),
-        "views": views,
-        **{key: sum(view[key] for view in views) / len(views) for key in ("psnr", "ssim")},
-    }
     write_json(options.out / "trial.json", result)
-    print(f"{options.scene.name} {options.method}: PSNR {result['psnr']:.2f} in {seconds:.0f} s")
     return 0
 
 

@@ -5,15 +5,13 @@ Usage:
         --models teacher=runs/teacher@8 regression=runs/regression
 """
 
-import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
 
 from fvgen_recon.densify.generators import SHIPPED_WEIGHTS, GeneratorConfig, load_generator
 from fvgen_recon.densify.size import working_size
@@ -22,23 +20,27 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.comparison import (
     Row,
     Score,
-    Truth,
     by_gap,
-    frechet,
     mean_over_scenes,
     mean_score,
-    run_method,
     write_comparison,
 )
 from fvgen_recon.evaluation.efficientnet import EfficientNetLite0, load_efficientnet
 from fvgen_recon.evaluation.feature import ShiftTolerantLpips, load_stlpips
-from fvgen_recon.evaluation.path import HeldOutPath, gap_angle, plan_held_out
+from fvgen_recon.evaluation.held_out import (
+    TRUTH,
+    ClipSettings,
+    HeldOutClips,
+    Outcome,
+    build_clips,
+    measure_clips,
+)
+from fvgen_recon.evaluation.moment import add_moments, frechet_between
 from fvgen_recon.evaluation.protocol import folder_split
+from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
-from fvgen_recon.io.scenes import Capture, load_capture, load_scene, photo_size
+from fvgen_recon.io.scenes import Capture, load_capture, photo_size
 from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.render.guidance import render_guidance
-from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _KINDS = ("student", "teacher", "regression")
 
@@ -56,6 +58,9 @@ class Arguments:
     models: tuple[str, ...] = ()
     """Compact models or pipelines as name=folder or name=folder@steps; a name begins with student,
     teacher or regression. What the package ships is measured too."""
+    teacher_steps: tuple[int, ...] = ()
+    """Numbers of steps at which every teacher without one of its own is measured, such as 50 8 4 1;
+    its default where none is given."""
     span: float = 1.0
     """Share of the photos, around the middle of their order, that take part: 1 goes all round,
     less is an arc with smaller gaps."""
@@ -69,6 +74,10 @@ class Arguments:
     """Length of a clip."""
     estimator: str = "plane-sweep"
     """Source of the point cloud."""
+    pictures: int = 4
+    """Most clips in the picture of a scene."""
+    features: Path | None = None
+    """File of packed feature networks, for machines without their packages."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
 
@@ -88,11 +97,8 @@ class SceneResult:
     """What came of one scene."""
 
     name: str
-    inputs: tuple[str, ...]
-    held_out: tuple[str, ...]
-    rows: tuple[Row, ...]
-    features: dict[str, Tensor]
-    """Local features of all frames of each method, and of the photos."""
+    clips: HeldOutClips
+    outcome: Outcome
 
 
 def _parse_model(text: str, args: Arguments) -> tuple[str, VideoGenerator]:
@@ -133,13 +139,22 @@ def make_bench(args: Arguments) -> Bench:
         for kind in _KINDS
         if kind not in named and (SHIPPED_WEIGHTS / kind / "config.json").is_file()
     ]
-    generators |= dict(_parse_model(text, args) for text in (*shipped, *args.models))
+    for text in (*shipped, *args.models):
+        generators |= dict(_parse_model(one, args) for one in _with_steps(text, args.teacher_steps))
     return Bench(
         args=args,
         generators=generators,
-        judge=load_stlpips("alex").to(args.device),
-        eyes=load_efficientnet().to(args.device),
+        judge=load_stlpips("alex", path=args.features).to(args.device),
+        eyes=load_efficientnet(features=args.features).to(args.device),
     )
+
+
+def _with_steps(text: str, steps: tuple[int, ...]) -> list[str]:
+    """Name a teacher once for each number of steps."""
+    name, _, place = text.partition("=")
+    if not name.startswith("teacher") or "@" in place or not steps:
+        return [text]
+    return [f"{name}_{count}={place}@{count}" for count in steps]
 
 
 def _split(capture: Capture, args: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -155,144 +170,108 @@ def _split(capture: Capture, args: Arguments) -> tuple[tuple[int, ...], tuple[in
     return tuple(order[i] for i in split.inputs), tuple(order[i] for i in test)
 
 
-def _prepare(
-    folder: Path, bench: Bench
-) -> tuple[Capture, Scene, Scene, PointCloud, tuple[HeldOutPath, ...]]:
-    """Open inputs and held-out views, estimate the cloud, plan the clips.
-
-    Paths index the held-out scene.
-    """
+def measure_scene(folder: Path, bench: Bench) -> SceneResult:
+    """Run every generator on every clip of a scene and write its picture."""
     args = bench.args
     capture = load_capture(folder)
     inputs, held_out = _split(capture, args)
     multiple = max(g.size_multiple for g in bench.generators.values())
     size = working_size(*photo_size(capture, inputs[0]), args.long_side, multiple)
-    scene = load_scene(capture, inputs, height=size[0], width=size[1])
-    photos = load_scene(capture, held_out, height=size[0], width=size[1])
-    cloud = ESTIMATORS[args.estimator]().estimate(replace(scene.to(args.device), points=None))
-    both = Cameras(
-        c2w=torch.cat([scene.cameras.c2w, photos.cameras.c2w]),
-        K=torch.cat([scene.cameras.K, photos.cameras.K]),
+    settings = ClipSettings(
         height=size[0],
         width=size[1],
+        num_frames=args.num_frames,
+        max_clips=args.clips,
+        device=args.device,
     )
-    first = len(scene)
-    paths = plan_held_out(
-        both, tuple(range(first)), tuple(range(first, first + len(photos))), args.num_frames
-    )
-    paths = tuple(replace(p, photos=tuple(i - first for i in p.photos)) for p in paths)
-    return capture, scene.to(args.device), photos.to(args.device), cloud, paths[: args.clips]
-
-
-def _typical_depth(cloud: PointCloud, scene: Scene) -> float:
-    trusted = cloud.confidence >= 0.5
-    camera = scene.cameras[0]
-    depth = (cloud.xyz[trusted] - camera.position) @ camera.direction
-    return float(depth[depth > 0].median()) if bool((depth > 0).any()) else 1.0
-
-
-def measure_scene(folder: Path, bench: Bench) -> SceneResult:
-    """Run every generator on every clip of a scene and write its picture."""
-    args = bench.args
-    _, scene, photos, cloud, paths = _prepare(folder, bench)
-    depth = _typical_depth(cloud, scene)
-    rows: list[Row] = []
-    lines: list[list[Tensor]] = []
-    features: dict[str, list[Tensor]] = {}
-    for index, path in enumerate(paths):
-        trajectory = replace(path.trajectory, cameras=path.trajectory.cameras.to(args.device))
-        truth = Truth(
-            guidance=render_guidance(scene, cloud, trajectory),
-            frames=path.frames,
-            photos=photos.images[list(path.photos)],
-            scene=folder.name,
-            clip=index,
-            gap_deg=gap_angle(trajectory, depth),
-        )
-        made = {}
-        for name, generator in bench.generators.items():
-            row, made[name] = run_method(name, generator, truth, bench.judge, seed=args.seed)
-            rows.append(row)
-        made = {name: frames[list(truth.frames)] for name, frames in made.items()}
-        made["truth"] = truth.photos
-        for name, frames in made.items():
-            features.setdefault(name, []).append(bench.eyes.local_features(frames.clamp(0, 1)))
-        middle = len(truth.frames) // 2
-        lines.append([truth.guidance.frames[0], *(f[middle] for f in made.values())])
+    estimator = ESTIMATORS[args.estimator]()
+    clips = build_clips(folder.name, capture, inputs, held_out, estimator, settings)
+    outcome = measure_clips(clips, bench.generators, bench.judge, bench.eyes, seed=args.seed)
     picture = args.out.parent / f"{args.out.stem}_{folder.name}.png"
-    write_comparison(picture, ["input", *bench.generators, "truth"], lines[:4])
-    return SceneResult(
-        name=folder.name,
-        inputs=scene.names,
-        held_out=photos.names,
-        rows=tuple(rows),
-        features={name: torch.cat(parts).cpu() for name, parts in features.items()},
-    )
+    names = ["input", *bench.generators, TRUTH]
+    write_comparison(picture, names, outcome.lines[: args.pictures])
+    return SceneResult(name=folder.name, clips=clips, outcome=outcome)
 
 
 def _line(score: Score, seconds: float, distance: float) -> str:
     return (
         f"PSNR {score.psnr:6.2f}  holes {score.psnr_hole:6.2f}  SSIM {score.ssim:.3f}  ST-LPIPS "
         f"{score.stlpips_alex:.4f}  holes {score.stlpips_alex_hole:.4f}  Frechet {distance:7.2f}  "
-        f"sharp {score.sharp_hole:5.2f}  flicker {score.flicker:.4f}  {seconds:6.2f} s"
+        f"sharp {score.sharp_hole:5.2f}  flicker {score.flicker:.4f}  unsteady "
+        f"{score.unsteady:5.2f}  {seconds:6.2f} s"
     )
 
 
-def _summary(rows: list[Row], features: list[dict[str, Tensor]], method: str) -> dict:
-    ours = torch.cat([f[method] for f in features])
-    truth = torch.cat([f["truth"] for f in features])
+def _distance(parts: list[SceneResult], method: str) -> float:
+    """Frechet distance of a method's frames to the photos, over scenes together."""
+    ours, photos = (
+        add_moments([p.outcome.moments[name] for p in parts]) for name in (method, TRUTH)
+    )
+    return frechet_between(ours, photos)
+
+
+def _bin(rows: tuple[Row, ...]) -> dict | None:
+    if not rows:
+        return None
+    return {**asdict(mean_score(rows)), "num_frames": sum(r.num_frames for r in rows)}
+
+
+def summarise(name: str, results: list[SceneResult]) -> dict:
+    """Return a method's numbers: over all scenes, by width of the gap, and for each scene."""
+    mine = {r.name: [row for row in r.outcome.rows if row.method == name] for r in results}
+    rows = [row for part in mine.values() for row in part]
     return {
-        **asdict(mean_over_scenes(rows)),
-        "frechet_efficientnet_lite0": frechet(ours, truth),
-        "seconds": sum(r.seconds for r in rows) / len(rows),
-        "num_frames": sum(r.num_frames for r in rows),
+        "mean": {
+            **asdict(mean_over_scenes(rows)),
+            "frechet_efficientnet_lite0": _distance(results, name),
+            "seconds": sum(r.seconds for r in rows) / len(rows),
+            "num_frames": sum(r.num_frames for r in rows),
+        },
+        "by_gap": {
+            key: _bin(part)
+            for key, part in zip(("up to 15", "15 to 30", "over 30"), by_gap(rows), strict=True)
+        },
+        "scenes": {
+            r.name: {
+                **asdict(mean_score(mine[r.name])),
+                "frechet_efficientnet_lite0": _distance([r], name),
+            }
+            for r in results
+        },
     }
 
 
-def report(args: Arguments, bench: Bench, results: list[SceneResult]) -> dict:
+def report(
+    args: Arguments, bench: Bench, results: list[SceneResult], skipped: dict[str, str]
+) -> dict:
     """Sum up all scenes, print the table and return what is written."""
-    rows = [row for result in results for row in result.rows]
-    features = [result.features for result in results]
-    methods: dict[str, dict] = {}
+    methods = {}
     for name, generator in bench.generators.items():
-        mine = [row for row in rows if row.method == name]
-        whole = _summary(mine, features, name)
-        bins = [
-            None if not b else {**asdict(mean_score(b)), "num_frames": sum(r.num_frames for r in b)}
-            for b in by_gap(mine)
-        ]
-        per_scene = {
-            r.name: {
-                **asdict(mean_score([row for row in r.rows if row.method == name])),
-                "frechet_efficientnet_lite0": frechet(r.features[name], r.features["truth"]),
-            }
-            for r in results
-        }
+        numbers = summarise(name, results)
         methods[name] = {
             "num_steps": generator.num_steps,
             "weights_hash": generator.weights_hash,
-            "mean": whole,
-            "by_gap": dict(zip(("up to 15", "15 to 30", "over 30"), bins, strict=True)),
-            "scenes": per_scene,
+            **numbers,
         }
-        score = mean_over_scenes(mine)
-        distance = whole["frechet_efficientnet_lite0"]
-        print(f"{name:>14}  {_line(score, whole['seconds'], distance)}")
+        mean = numbers["mean"]
+        score = Score(**{field.name: mean[field.name] for field in fields(Score)})
+        line = _line(score, mean["seconds"], mean["frechet_efficientnet_lite0"])
+        print(f"{name:>14}  {line}")
     return {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()},
-        "scenes": {r.name: {"inputs": r.inputs, "held_out": r.held_out} for r in results},
+        "settings": asdict(args),
+        "scenes": {
+            r.name: {
+                "inputs": r.clips.inputs,
+                "held_out": r.clips.held_out,
+                "seconds_points": r.clips.seconds_points,
+                "seconds_render": r.clips.seconds_render,
+            }
+            for r in results
+        },
+        "skipped": skipped,
         "methods": methods,
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for r in results for row in r.outcome.rows],
     }
-
-
-def _without_nan(value: object) -> object:
-    """JSON has no NaN: undefined numbers become null."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _scene_folders(folder: Path) -> list[Path]:
@@ -310,13 +289,20 @@ def main(args: Arguments) -> None:
         raise InputError(f"No scene with a transforms.json was found in {args.scenes}.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bench = make_bench(args)
-    results, start = [], time.perf_counter()
+    results, skipped, start = [], {}, time.perf_counter()
     for index, folder in enumerate(folders):
-        results.append(measure_scene(folder, bench))
+        try:
+            results.append(measure_scene(folder, bench))
+        except InputError as error:
+            skipped[folder.name] = str(error)
+            print(f"{folder.name} is left out: {error}", file=sys.stderr)
         spent = time.perf_counter() - start
         left = spent / (index + 1) * (len(folders) - index - 1)
         print(f"{folder.name}: {spent:.0f} s so far, about {left:.0f} s left", flush=True)
-    write_json(args.out, _without_nan(report(args, bench, results)))
+        if results:
+            write_json(args.out, without_nan(report(args, bench, results, skipped)))
+    if not results:
+        raise InputError(f"None of the {len(folders)} scenes could be measured.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import tyro
 
 from fvgen_recon.distill.pack import pack_scenes
 from fvgen_recon.errors import FvgenError, InputError
-from fvgen_recon.evaluation.feature import pack_features
+from fvgen_recon.evaluation.judge import pack_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Arguments:
     """Photos are shrunk to this many pixels along their longer side."""
     quality: int = 88
     """JPEG quality."""
+    tracks: bool = False
+    """Pack sparse points too (for scripts/train_mvs.py)."""
 
 
 def main(args: Arguments) -> None:
@@ -36,7 +38,13 @@ def main(args: Arguments) -> None:
         if args.out is None:
             raise InputError("A file to write was expected with --scenes: add --out FILE.")
         folders = sorted(p for p in args.scenes.iterdir() if p.is_dir())
-        size = pack_scenes(folders, args.out, long_side=args.long_side, quality=args.quality)
+        size = pack_scenes(
+            folders,
+            args.out,
+            long_side=args.long_side,
+            quality=args.quality,
+            with_tracks=args.tracks,
+        )
         print(f"{args.out}: {len(folders)} scenes, {size / 2**20:.1f} MiB")
 
 

@@ -13,15 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.diffusion.generator import VideoGenerator
-from fvgen_recon.evaluation.metric import flicker, frechet_distance, psnr, sharpness, ssim
+from fvgen_recon.evaluation.metric import flicker, psnr, sharpness, ssim
+from fvgen_recon.evaluation.warp import warped_difference
 from fvgen_recon.io.image import write_image
-from fvgen_recon.types import Guidance
+from fvgen_recon.types import Cameras, Guidance
 
 GAP_BORDERS_DEG = (15.0, 30.0)
 """Borders between narrow, middle and wide gaps."""
-
-_SHRINK = 0.05
-"""Share of the mean variance in the covariances of features; steadies them for few frames."""
 
 Judge = Callable[[Tensor, Tensor], Tensor]
 """Perceptual distance of images [N 3 H W] in [0, 1] to their truths, [N]."""
@@ -44,6 +42,9 @@ class Score:
     """Gradient energy in holes relative to the photos': 1 is as sharp."""
     flicker: float
     """Mean change of the error from one frame with a photo to the next."""
+    unsteady: float
+    """Change of what neighbour frames with a photo show of the same trusted points, relative to the
+    photos' own: 1 is as steady as the photos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,8 @@ class Row:
     """Share of pixels without a trusted point in these frames."""
     seconds: float
     """Time of the generator for the whole clip."""
+    peak_gib: float | None
+    """Most GPU memory while it ran, weights included; none without a GPU."""
     score: Score
 
 
@@ -69,6 +72,8 @@ class Truth:
     """What a clip should show."""
 
     guidance: Guidance
+    cameras: Cameras
+    """One for each frame of the clip."""
     frames: tuple[int, ...]
     """Frames that have a photo, ascending."""
     photos: Float[Tensor, "N 3 H W"]
@@ -99,17 +104,31 @@ def score_frames(image: Float[Tensor, "N 3 H W"], truth: Truth, judge: Judge) ->
         stlpips_alex_hole=float(distance_hole[has_hole].mean()),
         sharp_hole=float(sharpness(image, photos, hole).nanmedian()),
         flicker=math.nan if still else float(flicker(image, photos)),
+        unsteady=math.nan if still else _unsteadiness(image, truth),
     )
+
+
+def _unsteadiness(image: Float[Tensor, "N 3 H W"], truth: Truth) -> float:
+    """Return the warped difference between neighbour frames over that of the photos."""
+    picks = list(truth.frames)
+    depth, mask = truth.guidance.depth[picks], truth.guidance.mask[picks]
+    ours = warped_difference(image, truth.cameras[picks], depth, mask)
+    theirs = warped_difference(truth.photos, truth.cameras[picks], depth, mask)
+    return float(ours / theirs.clamp_min(1e-6))
 
 
 def run_method(
     method: str, generator: VideoGenerator, truth: Truth, judge: Judge, *, seed: int = 0
 ) -> tuple[Row, Float[Tensor, "T 3 H W"]]:
     """Generate a clip, time it and compare it with the photos."""
+    device = truth.guidance.frames.device
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     frames = generator.generate(truth.guidance, seed=seed)
-    if frames.device.type == "cuda":
-        torch.cuda.synchronize(frames.device)
+    if is_cuda:
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     image = frames[list(truth.frames)].clamp(0, 1)
     row = Row(
@@ -120,6 +139,7 @@ def run_method(
         num_frames=len(truth.frames),
         hole_share=float(truth.hole.mean()),
         seconds=seconds,
+        peak_gib=torch.cuda.max_memory_allocated(device) / 2**30 if is_cuda else None,
         score=score_frames(image, truth, judge),
     )
     return row, frames
@@ -153,11 +173,6 @@ def by_gap(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
     for row in rows:
         bins[sum(row.gap_deg > border for border in GAP_BORDERS_DEG)].append(row)
     return tuple(tuple(b) for b in bins)
-
-
-def frechet(ours: Float[Tensor, "N D"], photos: Float[Tensor, "M D"]) -> float:
-    """Frechet distance of local features, with steadied covariances."""
-    return frechet_distance(ours.cpu(), photos.cpu(), shrink=_SHRINK)
 
 
 def caption(width: int, text: str, height: int = 18) -> Float[Tensor, "3 h W"]:

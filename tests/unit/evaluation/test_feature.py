@@ -9,8 +9,8 @@ from fvgen_recon.evaluation.feature import (
     BlurPool,
     ShiftTolerantLpips,
     load_stlpips,
-    pack_features,
 )
+from fvgen_recon.evaluation.judge import pack_features
 
 needs_stlpips = pytest.mark.skipif(
     find_spec("stlpips_pytorch") is None, reason="needs the package stlpips-pytorch"
@@ -68,6 +68,17 @@ def test_packed_features_measure_alike(tmp_path, rng):
         load_stlpips("vgg", path=path)
 
 
+@needs_stlpips
+@needs_efficientnet
+def test_packed_efficientnet_sees_alike(tmp_path, rng):
+    path = tmp_path / "features.safetensors"
+    pack_features(path, {"alex": 1})
+    assert path.stat().st_size < 3_000_000
+    image = torch.rand(2, 3, 64, 96, generator=rng)
+    exact, rough = load_efficientnet()(image), load_efficientnet(features=path)(image)
+    assert float((exact - rough).norm() / exact.norm()) < 0.1
+
+
 @needs_efficientnet
 def test_efficientnet_features_are_local(rng):
     model = load_efficientnet()
@@ -84,6 +95,6 @@ def test_efficientnet_features_are_local(rng):
 def test_other_weights_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"_conv_stem.weight": torch.zeros(4, 3, 3, 3)}, path)
-    with pytest.raises(WeightsError, match="not EfficientNet"):
+    with pytest.raises(WeightsError, match="does not hold EfficientNet"):
         load_efficientnet(path)
     assert sum(p.numel() for p in EfficientNetLite0().parameters()) > 500_000

@@ -1,0 +1,130 @@
+"""A case: one scene with one number of inputs. Its trials share the fold and the held-out views."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fvgen_recon.errors import InputError
+from fvgen_recon.evaluation.covisibility import seen_by_inputs
+from fvgen_recon.evaluation.fold import (
+    Fold,
+    fold_size,
+    held_out_cameras,
+    held_out_scene,
+    read_fold,
+    write_fold,
+)
+from fvgen_recon.evaluation.protocol import Split
+from fvgen_recon.evaluation.score import HeldOut
+from fvgen_recon.evaluation.suite import SUITES, choose_split, find_scenes, open_scene
+from fvgen_recon.io.file import atomic_path
+from fvgen_recon.io.scenes import Capture, load_scene
+from fvgen_recon.pointcloud import ESTIMATORS
+
+FROZEN = Path(__file__).resolve().parent / "splits"
+"""Lists of suites that freeze their splits."""
+_SEEN_ESTIMATOR = "plane-sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scene with one number of inputs."""
+
+    scene: str
+    capture: Capture
+    split: Split
+    long_side: int
+    """Longest image side in pixels; 0 keeps the photos' size."""
+    folder: Path
+    """Where its fold, masks and trials are kept."""
+
+    @property
+    def num_views(self) -> int:
+        """Number of inputs."""
+        return len(self.split.inputs)
+
+    @property
+    def test_names(self) -> tuple[str, ...]:
+        """Names of the test photos."""
+        return tuple(self.capture.names[index] for index in self.split.test)
+
+    def fold(self) -> Fold:
+        """Return the fold; it is written where it is missing or of another split or size."""
+        folder = self.folder / "fold"
+        size = fold_size(self.capture, self.split, self.long_side)
+        try:
+            fold = read_fold(folder)
+        except InputError:
+            return write_fold(self.capture, self.split, folder, long_side=self.long_side)
+        same = (fold.inputs, fold.test) == (self.split.inputs, self.split.test)
+        if same and (fold.height, fold.width) == size:
+            return fold
+        shutil.rmtree(self.folder)
+        return write_fold(self.capture, self.split, folder, long_side=self.long_side)
+
+    def held_out(self, fold: Fold, device: str) -> HeldOut:
+        """Open the held-out photos, for scoring."""
+        return HeldOut(
+            views=fold.test,
+            photos=held_out_scene(self.capture, fold).images,
+            seen=self._seen(fold, device),
+        )
+
+    def _seen(self, fold: Fold, device: str) -> torch.Tensor:
+        """Return where the inputs see what test views show; kept, as it costs a point cloud."""
+        path = self.folder / "seen.safetensors"
+        if not path.is_file():
+            size = (fold.height, fold.width)
+            scene = load_scene(self.capture, fold.inputs, height=size[0], width=size[1])
+            cameras = held_out_cameras(self.capture, self.split, *size)
+            mask = seen_by_inputs(scene.to(device), cameras, ESTIMATORS[_SEEN_ESTIMATOR]())
+            with atomic_path(path) as temporary:
+                save_file({"seen": mask}, temporary)
+        return load_file(path)["seen"]
+
+
+def plan_cases(
+    suite_name: str,
+    data: Path,
+    *,
+    views: tuple[int, ...],
+    scenes: tuple[str, ...],
+    long_side: int,
+    work: Path,
+    frozen: Path = FROZEN,
+) -> list[Case]:
+    """List the cases of a suite.
+
+    Args:
+        suite_name: One of `SUITES`.
+        data: Folder with one folder a scene.
+        views: Numbers of inputs.
+        scenes: Names of scenes; all where empty.
+        long_side: Longest image side in pixels; 0 keeps the photos' size.
+        work: Where cases are kept.
+        frozen: Folder of frozen lists.
+
+    Raises:
+        InputError: The suite or a scene is unknown, or the data are missing or do not suffice.
+    """
+    if suite_name not in SUITES:
+        raise InputError(f"There is no suite `{suite_name}`: choose one of {', '.join(SUITES)}.")
+    suite = SUITES[suite_name]
+    lists = frozen / f"{suite_name.replace('-', '_')}.json"
+    cases = []
+    for folder in find_scenes(suite, data, scenes):
+        capture = open_scene(suite, folder)
+        for count in views:
+            cases.append(
+                Case(
+                    scene=folder.name,
+                    capture=capture,
+                    split=choose_split(suite, folder.name, capture, count, lists),
+                    long_side=long_side,
+                    folder=work / suite_name / f"{folder.name}_{count}",
+                )
+            )
+    return sorted(cases, key=lambda case: case.num_views)

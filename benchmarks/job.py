@@ -1,0 +1,174 @@
+"""Trials as processes of their own, and the scores of what they rendered."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from case import Case
+from methods import IMPORTED, Method, find_method
+
+from fvgen_recon.errors import FvgenError
+from fvgen_recon.evaluation.fold import Fold
+from fvgen_recon.evaluation.judge import Jury
+from fvgen_recon.evaluation.moment import frechet_between, kernel_between, save_moments
+from fvgen_recon.evaluation.result import (
+    Failure,
+    TrialResult,
+    trial_from_json,
+    trial_to_json,
+)
+from fvgen_recon.evaluation.score import read_renders, score_renders
+from fvgen_recon.io.file import read_json, write_json
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all trials of a run share."""
+
+    iterations: int
+    estimator: str
+    seed: int
+    overrides: tuple[str, ...]
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One method on one case."""
+
+    case: Case
+    method: str
+    """As on the command line."""
+    label: str
+    """Name in the results."""
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept: other settings are another folder, so nothing stale is read."""
+        key = json.dumps(asdict(self.settings), sort_keys=True) + self.method
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        return self.case.folder / f"{self.label.replace(':', '_')}_{digest}"
+
+    @property
+    def score_file(self) -> Path:
+        """Where its scores are kept."""
+        return self.folder / "score.json"
+
+
+def train_trial(trial: Trial, fold: Fold) -> None:
+    """Train in a process that gets the fold and nothing else; finished trials are not run again.
+
+    The process's working folder is the trial's, and no path to the whole scene is handed over.
+    """
+    done = trial.folder / "trial.json"
+    if done.is_file() or trial.method.startswith(IMPORTED):
+        return
+    shutil.rmtree(trial.folder, ignore_errors=True)
+    trial.folder.mkdir(parents=True)
+    settings = trial.settings
+    command = [
+        sys.executable,
+        str(HERE / "trial.py"),
+        *("--fold", str(fold.folder.resolve()), "--method", trial.method),
+        *("--out", str(trial.folder.resolve()), "--iterations", str(settings.iterations)),
+        *("--estimator", settings.estimator, "--seed", str(settings.seed)),
+        *("--device", settings.device),
+        *(("--overrides", *settings.overrides) if settings.overrides else ()),
+    ]
+    environment = {**os.environ, "PYTHONPATH": _search_path()}
+    with (trial.folder / "log.txt").open("w") as log:
+        subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=trial.folder, env=environment,
+            check=False,
+        )  # fmt: skip
+
+
+def _search_path() -> str:
+    """Return PYTHONPATH with absolute entries, as the trial has another working folder."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(str(Path(entry).resolve()) for entry in entries if entry)
+
+
+def failure_of(trial: Trial, reason: str = "") -> Failure:
+    """Return why a trial has no renders: the last line that it printed."""
+    log = trial.folder / "log.txt"
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    return Failure(
+        scene=trial.case.scene,
+        method=trial.label,
+        num_views=trial.case.num_views,
+        reason=reason or (lines[-1].strip() if lines else "no output"),
+    )
+
+
+def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
+    """Compare a trial's renders with the held-out photos, which are opened here at the earliest."""
+    if trial.score_file.is_file():
+        return trial_from_json(read_json(trial.score_file))
+    method = find_method(trial.method)
+    note = _imported_note() if method.renders else _trial_note(trial.folder)
+    if note is None:
+        return failure_of(trial)
+    try:
+        truth = trial.case.held_out(fold, jury.device)
+        names = trial.case.test_names
+        renders = read_renders(_render_folder(trial, method), fold.test, names)
+        views, moments = score_renders(renders, truth, jury)
+    except FvgenError as error:
+        return failure_of(trial, str(error))
+    has_features = len(moments) == 2
+    result = TrialResult(
+        scene=trial.case.scene,
+        method=trial.label,
+        num_views=trial.case.num_views,
+        inputs=fold.inputs,
+        rule=trial.case.split.rule,
+        height=fold.height,
+        width=fold.width,
+        views=tuple(views),
+        frechet=frechet_between(*moments.values()) if has_features else None,
+        kernel=kernel_between(*moments.values()) if has_features else None,
+        **note,
+    )
+    if has_features:
+        save_moments(trial.folder / "features.safetensors", moments)
+    write_json(trial.score_file, trial_to_json(result))
+    return result
+
+
+def _render_folder(trial: Trial, method: Method) -> Path:
+    if method.renders is None:
+        return trial.folder / "renders"
+    return method.renders / trial.case.scene / str(trial.case.num_views)
+
+
+def _trial_note(folder: Path) -> dict[str, Any] | None:
+    """Return what the trial itself said, or none where it did not end."""
+    path = folder / "trial.json"
+    if not path.is_file():
+        return None
+    note = read_json(path)
+    note.pop("method")
+    return note
+
+
+def _imported_note() -> dict[str, Any]:
+    """Return what is known of renders that were made elsewhere."""
+    return {
+        "initialisation": "unknown",
+        "iterations": None,
+        "seed": None,
+        "overrides": (),
+        "seconds": {},
+        "peak_gib": None,
+        "num_gaussians": None,
+    }

@@ -1,12 +1,13 @@
 """Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
 
-Run it again with `--init` to go on from weights that an earlier run left.
+Weights are kept at the end of each stage and every minute within it; run it again with `--init` to
+go on from them, on the same bank of clips if `--bank` names one.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,14 +19,12 @@ import tyro
 
 from fvgen_recon.diffusion.backbone import Condition, VideoModel
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.diffusion.compact.codec import CompactCodec
-from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, distil
+from fvgen_recon.distill.cast import Cast, make_cast
 from fvgen_recon.distill.clip import ClipBank, write_bank
-from fvgen_recon.distill.config import DmdSettings
 from fvgen_recon.distill.pack import PackedScene, read_pack
 from fvgen_recon.distill.pair import ClipPlan, evaluation_plans, training_plans
 from fvgen_recon.distill.pretrain import (
@@ -35,8 +34,7 @@ from fvgen_recon.distill.pretrain import (
     plain_sources,
     pretrain,
 )
-from fvgen_recon.distill.role import Roles
-from fvgen_recon.errors import FvgenError
+from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.student import (
     measure_frames,
@@ -46,7 +44,7 @@ from fvgen_recon.evaluation.student import (
 )
 from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
 
-_PART_BYTES = 15 * 2**20
+_SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +65,22 @@ class Arguments:
     """Stages to run, in order."""
     seconds: tuple[float, ...] = ()
     """Budget of each of these stages, instead of the recipe's."""
+    steps: tuple[int, ...] = ()
+    """Updates of each of these stages, where they shall not depend on the machine's speed."""
     init: Path | None = None
     """Weights to start from."""
+    teacher: Path | None = None
+    """Weights of the teacher, where `init` is another model."""
     bank: Path | None = None
     """Folder of clips, kept for other runs on the same machine; inside `out` by default."""
     num_workers: int = 4
-    """Processes that build clips while training goes on; 0 builds them first."""
+    """Processes that build clips while training goes on; 0 builds them first, unless the bank holds
+    clips already."""
     num_plans: int | None = None
     """How many paths to render, instead of the recipe's."""
     compile: bool = True
     """Compile the network's parts where there is a GPU."""
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Networks:
-    """All networks of a run; the average is what is saved and measured."""
-
-    model: CompactBackbone
-    ema: CompactBackbone
-    teacher: CompactBackbone
-    disc: ClipDiscriminator
 
 
 @dataclass
@@ -167,7 +160,8 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
 
 def _start_workers(args: Arguments, bank: Path) -> Sequence[BaseProcess]:
     if args.num_workers == 0:
-        build(0, 1, args, bank)
+        if not any((bank / "train").glob("*.safetensors")):
+            build(0, 1, args, bank)
         return []
     context = mp.get_context("spawn")
     workers = [
@@ -190,7 +184,7 @@ def _wait_for_clips(run: Run, workers: Sequence[BaseProcess]) -> None:
             run.bank.refresh()
             if len(run.bank) and len(run.val):
                 break
-            raise FvgenError("No training clips could be made: see the messages of the workers.")
+            raise TrainingError("No training clips could be made: see the messages of the workers.")
         time.sleep(1)
     run.say(f"{len(run.bank)} training clips, {len(run.val)} validation clips")
 
@@ -248,84 +242,59 @@ def _measure_blend(run: Run) -> None:
     run.say(f"blend: {result.line()}")
 
 
-def _train_stage(
-    run: Run, config: PretrainConfig | DistilConfig, nets: Networks, perceptual: Perceptual
-) -> None:
-    run.say(f"stage {config.name}: {config.seconds:.0f} s, batch {config.batch_size}")
-    if isinstance(config, PretrainConfig):
-        stage = Pretraining(
-            codec=run.codec, schedule=run.schedule, config=config, perceptual=perceptual
+def _pretrain_lines(
+    run: Run, config: PretrainConfig, cast: Cast, perceptual: Perceptual
+) -> Iterator[str]:
+    stage = Pretraining(
+        codec=run.codec, schedule=run.schedule, config=config, perceptual=perceptual
+    )
+    for line in pretrain(cast.model, cast.ema, run.bank, stage, seed=run.args.seed):
+        run.log["curve"].append(asdict(line))
+        left = max(0.0, config.seconds - line.seconds)
+        yield (
+            f"{line.stage} step {line.step} ({line.step / line.seconds:.1f}/s) loss "
+            f"{line.loss:.4f} gradient {line.gradient:.2f} clips {line.clips} left {left:.0f} s"
         )
-        for line in pretrain(nets.model, nets.ema, run.bank, stage, seed=run.args.seed):
-            run.log["curve"].append(asdict(line))
-            run.say(
-                f"{line.stage} step {line.step} ({line.step / line.seconds:.1f}/s) loss "
-                f"{line.loss:.4f} gradient {line.gradient:.2f} clips {line.clips} "
-                f"left {max(0.0, config.seconds - line.seconds):.0f} s"
-            )
-        nets.model.load_state_dict(nets.ema.state_dict())
-        nets.teacher.load_state_dict(nets.ema.state_dict())
-        return
-    for point in distil(
-        _roles(run, config, nets, perceptual),
-        nets.ema,
-        run.bank,
-        run.codec,
-        config,
-        seed=run.args.seed,
-    ):
+
+
+def _distil_lines(
+    run: Run, config: DistilConfig, cast: Cast, perceptual: Perceptual
+) -> Iterator[str]:
+    roles = cast.roles(config, run.codec, perceptual, seed=run.args.seed)
+    for point in distil(roles, cast.ema, run.bank, run.codec, config, seed=run.args.seed):
         run.log["curve"].append(asdict(point))
         scalars = " ".join(f"{k} {v:.3f}" for k, v in point.scalars.items())
         left = max(0.0, config.seconds - point.seconds)
-        run.say(f"{point.stage} step {point.step}: {scalars} left {left:.0f} s")
-    nets.model.load_state_dict(nets.ema.state_dict())
-
-
-def _roles(run: Run, config: DistilConfig, nets: Networks, perceptual: Perceptual) -> Roles:
-    """Cast the networks: the discriminator stays from stage to stage, the critic starts anew."""
-    critic = None
-    if isinstance(config.settings, DmdSettings):
-        critic = _copy(nets.teacher, run).train().requires_grad_(True)
-    rng = torch.Generator(run.device).manual_seed(run.args.seed)
-
-    def distance(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        frames = torch.randint(
-            fake.shape[0] * fake.shape[2], (32,), generator=rng, device=run.device
-        )
-        shown, wanted = (run.codec.decode(z).flatten(0, 1)[frames] for z in (fake, real))
-        return perceptual(shown, wanted).mean()
-
-    return Roles(
-        schedule=run.schedule,
-        student=nets.model,
-        teacher=nets.teacher,
-        critic=critic,
-        disc=nets.disc,
-        plain_disc=nets.disc,
-        perceptual=distance,
-    )
+        yield f"{point.stage} step {point.step}: {scalars} left {left:.0f} s"
 
 
 def _run_stage(
-    run: Run, config: PretrainConfig | DistilConfig, nets: Networks, perceptual: Perceptual
+    run: Run, config: PretrainConfig | DistilConfig, cast: Cast, perceptual: Perceptual
 ) -> None:
-    """Train, save, measure."""
-    _train_stage(run, config, nets, perceptual)
-    steps, sampler = (1,), "ode"
-    if isinstance(config, DistilConfig):
+    """Train, keep, measure."""
+    run.say(f"stage {config.name}: {config.seconds:.0f} s, batch {config.batch_size}")
+    if isinstance(config, PretrainConfig):
+        steps, sampler = run.recipe.teacher_steps if config.diffusion else (1,), "ode"
+        lines = _pretrain_lines(run, config, cast, perceptual)
+    else:
         steps, sampler = run.recipe.student_steps, "sde"
-    elif config.diffusion:
-        steps = run.recipe.teacher_steps
-    card = save_compact(
-        run.args.out / config.name,
-        nets.ema,
-        role=config.name,
-        num_steps=steps[-1],
-        sampler=sampler,
-        part_bytes=_PART_BYTES,
-    )
-    run.say(f"saved {config.name} {card.sha256[:12]}")
-    _measure(run, config.name, _as_model(run, nets.ema, config.name), steps)
+        lines = _distil_lines(run, config, cast, perceptual)
+    folder = run.args.out / config.name
+
+    def keep() -> str:
+        card = cast.save(folder, role=config.name, num_steps=steps[-1], sampler=sampler)
+        run.save_log()
+        return card.sha256
+
+    saved = time.monotonic()
+    for line in lines:
+        run.say(line)
+        if time.monotonic() - saved > _SAVE_EVERY:
+            keep()
+            saved = time.monotonic()
+    cast.follow_average(teach=isinstance(config, PretrainConfig))
+    run.say(f"saved {config.name} {keep()[:12]}")
+    _measure(run, config.name, _as_model(run, cast.ema, config.name), steps)
 
 
 def _as_model(run: Run, backbone: CompactBackbone, name: str) -> VideoModel:
@@ -337,39 +306,21 @@ def _as_model(run: Run, backbone: CompactBackbone, name: str) -> VideoModel:
 def _stages(args: Arguments, recipe: CompactRecipe) -> list[PretrainConfig | DistilConfig]:
     known = {stage.name: stage for stage in recipe.stages}
     unknown = set(args.stages) - set(known)
-    if unknown or (args.seconds and len(args.seconds) != len(args.stages)):
-        raise FvgenError(
+    counts = {len(x) for x in (args.seconds, args.steps) if x}
+    if unknown or counts - {len(args.stages)}:
+        raise InputError(
             f"Stages out of {', '.join(known)} were expected, with as many budgets: "
-            f"{args.stages} and {args.seconds} came."
+            f"{args.stages}, {args.seconds} and {args.steps} came."
         )
-    budgets = args.seconds or tuple(known[s].seconds for s in args.stages)
-    return [replace(known[s], seconds=b) for s, b in zip(args.stages, budgets, strict=True)]
-
-
-def _networks(args: Arguments, recipe: CompactRecipe, device: torch.device) -> Networks:
-    torch.manual_seed(args.seed)
-    if args.init is None:
-        model = CompactBackbone(recipe.network)
-    else:
-        loaded = load_compact(args.init)[0].backbone
-        assert isinstance(loaded, CompactBackbone)
-        model = loaded
-    model = model.to(device).train().requires_grad_(True)
-    ema = CompactBackbone(model.config).to(device).eval().requires_grad_(False)
-    teacher = CompactBackbone(model.config).to(device).eval().requires_grad_(False)
-    for copy in (ema, teacher):
-        copy.load_state_dict(model.state_dict())
-    channels = tuple(reversed(model.config.widths))
-    disc = ClipDiscriminator(channels, layers=(0, 1, 2), width=64).to(device)
-    return Networks(model=model, ema=ema, teacher=teacher, disc=disc)
-
-
-def _copy(backbone: CompactBackbone, run: Run) -> CompactBackbone:
-    copy = CompactBackbone(backbone.config).to(run.device)
-    copy.load_state_dict(backbone.state_dict())
-    if run.device.type == "cuda" and run.args.compile:
-        copy.compile_parts()
-    return copy
+    stages = [known[name] for name in args.stages]
+    if args.seconds:
+        stages = [replace(s, seconds=b) for s, b in zip(stages, args.seconds, strict=True)]
+    if args.steps:
+        # The clock must not end what is counted in steps.
+        stages = [
+            replace(s, max_steps=n, seconds=1e9) for s, n in zip(stages, args.steps, strict=True)
+        ]
+    return stages
 
 
 def _judges(args: Arguments, device: torch.device) -> tuple[Perceptual, Perceptual]:
@@ -400,22 +351,27 @@ def main(args: Arguments) -> None:
         val=ClipBank(bank / "val", device, 0),
         judge=judge,
     )
-    nets = _networks(args, recipe, device)
-    millions = sum(p.numel() for p in nets.model.parameters()) / 1e6
+    cast = make_cast(
+        recipe.network,
+        init=args.init,
+        teacher=args.teacher,
+        device=device,
+        seed=args.seed,
+        is_compiled=args.compile and device.type == "cuda",
+    )
+    millions = sum(p.numel() for p in cast.model.parameters()) / 1e6
     run.say(f"{millions:.1f} M parameters on {device}")
-    if device.type == "cuda" and args.compile:
-        for backbone in (nets.model, nets.teacher):
-            backbone.compile_parts()
-        _warm_up(run, nets.model)
+    if cast.is_compiled:
+        _warm_up(run, cast.model)
     _wait_for_clips(run, workers)
     _measure_blend(run)
     for config in stages:
-        _run_stage(run, config, nets, perceptual)
+        _run_stage(run, config, cast, perceptual)
     for worker in workers:
         worker.terminate()
     write_panel(
         args.out / "panel.jpg",
-        _as_model(run, nets.ema, stages[-1].name),
+        _as_model(run, cast.ema, stages[-1].name),
         *plain_sources(run.val.all()),
         steps=(1, 4),
     )

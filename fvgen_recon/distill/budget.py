@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.distill.clip import ClipBank
-from fvgen_recon.distill.config import DmdSettings, GanSettings
+from fvgen_recon.distill.config import DmdSettings, GanSettings, OdeSettings
 from fvgen_recon.distill.data import TrainingBatch
 from fvgen_recon.distill.pretrain import autocast, prepare_batch, update_ema
 from fvgen_recon.distill.randomness import StepRng
 from fvgen_recon.distill.role import Roles, StepReport, Turn
-from fvgen_recon.distill.stages import dmd_step, gan_init_step
+from fvgen_recon.distill.stages import dmd_step, gan_init_step, ode_step
 from fvgen_recon.errors import TrainingError
 
 
@@ -30,9 +30,9 @@ class DistilConfig:
     name: str
     seconds: float
     """Wall-clock budget; learning rates fall to a tenth over it."""
-    settings: GanSettings | DmdSettings
+    settings: GanSettings | DmdSettings | OdeSettings
     max_steps: int = 1_000_000
-    """Most updates of the student."""
+    """Most updates of the student; where they end the stage, learning rates fall over them."""
     batch_size: int = 12
     student_rate: float = 5e-5
     judge_rate: float = 2e-4
@@ -75,8 +75,12 @@ class _Means:
         return means
 
 
-def _judges(roles: Roles) -> list[nn.Parameter]:
-    modules = [m for m in (roles.disc, roles.critic) if m is not None]
+def _judges(roles: Roles, settings: GanSettings | DmdSettings | OdeSettings) -> list[nn.Parameter]:
+    """Weights of those who judge the student in this stage; a frozen discriminator is none."""
+    if isinstance(settings, OdeSettings):
+        return []
+    trains_disc = isinstance(settings, GanSettings) or settings.train_disc
+    modules = [m for m in (roles.disc if trains_disc else None, roles.critic) if m is not None]
     return [p for m in modules for p in m.parameters() if p.requires_grad]
 
 
@@ -86,8 +90,10 @@ def _turn(
     with autocast(batch.x0.device):
         if isinstance(config.settings, GanSettings):
             losses, report = gan_init_step(roles, batch, rng, config.settings, turn)
-        else:
+        elif isinstance(config.settings, DmdSettings):
             losses, report = dmd_step(roles, batch, rng, config.settings, turn)
+        else:
+            losses, report = ode_step(roles, batch, rng, config.settings)
     return losses.total(), report
 
 
@@ -118,12 +124,13 @@ def distil(
     Raises:
         TrainingError: A loss stopped being finite.
     """
-    student, judges = list(roles.student.parameters()), _judges(roles)
+    student = list(roles.student.parameters())
+    judges = _judges(roles, config.settings)
     device = student[0].device
     fused = device.type == "cuda"
     adam = {"betas": (0.0, 0.99), "weight_decay": 0.0, "fused": fused}
     student_opt = torch.optim.AdamW(student, lr=config.student_rate, **adam)
-    judge_opt = torch.optim.AdamW(judges, lr=config.judge_rate, **adam)
+    judge_opt = torch.optim.AdamW(judges, lr=config.judge_rate, **adam) if judges else None
     shared = torch.Generator().manual_seed(seed)
     local = torch.Generator(device).manual_seed(seed + 1)
     rng, means = StepRng(shared, [local]), _Means()
@@ -133,26 +140,26 @@ def distil(
         ready = prepare_batch(bank.draw(config.batch_size), codec, local)
         return TrainingBatch(x0=ready.x0, condition=ready.condition)
 
-    while share < 1 and step < config.max_steps:
+    while share < 1:
         if step % 25 == 0:
             bank.refresh()
         decay = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
-        for optimizer, rate in ((student_opt, config.student_rate), (judge_opt, config.judge_rate)):
-            optimizer.param_groups[0]["lr"] = rate * decay
-        turns = config.warmup_turns if step == 0 else config.judge_turns
-        for _ in range(turns):
-            loss, report = _turn(roles, batch(), rng, config, "judges")
-            means.add("judge/loss", loss)
-            means.add("judge/norm", _step(loss, judges, judge_opt, config.clip_norm))
-            _collect(means, report)
+        student_opt.param_groups[0]["lr"] = config.student_rate * decay
+        if judge_opt is not None:
+            judge_opt.param_groups[0]["lr"] = config.judge_rate * decay
+            for _ in range(config.warmup_turns if step == 0 else config.judge_turns):
+                loss, report = _turn(roles, batch(), rng, config, "judges")
+                means.add("judge/loss", loss)
+                means.add("judge/norm", _step(loss, judges, judge_opt, config.clip_norm))
+                _collect(means, report)
         loss, report = _turn(roles, batch(), rng, config, "student")
         means.add("student/loss", loss)
         means.add("student/norm", _step(loss, student, student_opt, config.clip_norm))
         _collect(means, report)
         step += 1
         update_ema(ema, roles.student, min(config.ema, (1 + step) / (10 + step)))
-        share = (time.monotonic() - start) / config.seconds
-        if step % log_every == 0 or share >= 1 or step == config.max_steps:
+        share = max((time.monotonic() - start) / config.seconds, step / config.max_steps)
+        if step % log_every == 0 or share >= 1:
             scalars = means.read()
             if not all(math.isfinite(v) for v in scalars.values()):
                 raise TrainingError(

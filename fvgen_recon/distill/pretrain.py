@@ -31,6 +31,7 @@ class PretrainConfig:
     seconds: float
     """Wall-clock budget; the learning rate falls to zero over it."""
     max_steps: int = 1_000_000
+    """Most updates; where this ends the stage, the learning rate falls over the steps."""
     batch_size: int = 16
     learning_rate: float = 4e-4
     weight_decay: float = 0.01
@@ -213,7 +214,7 @@ def pretrain(
     )
     start, step, share = time.monotonic(), 0, 0.0
     sums = torch.zeros(2, device=device)
-    while share < 1 and step < config.max_steps:
+    while share < 1:
         if step % 50 == 0:
             bank.refresh()
         optimizer.param_groups[0]["lr"] = stage.rate(step, share)
@@ -226,8 +227,8 @@ def pretrain(
         step += 1
         update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
         sums += torch.stack([loss.detach(), norm.detach()])
-        share = (time.monotonic() - start) / config.seconds
-        if step % log_every == 0 or share >= 1 or step == config.max_steps:
+        share = max((time.monotonic() - start) / config.seconds, step / config.max_steps)
+        if step % log_every == 0 or share >= 1:
             mean = (sums / ((step - 1) % log_every + 1)).tolist()
             sums.zero_()
             if not math.isfinite(mean[0]):

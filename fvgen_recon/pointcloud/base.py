@@ -1,10 +1,11 @@
 """The seam for point-cloud sources."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fvgen_recon.types import PointCloud, Scene
 
 
+@runtime_checkable
 class PointCloudEstimator(Protocol):
     """Turns the chosen input views, and nothing else, into a point cloud in the scene's frame."""
 

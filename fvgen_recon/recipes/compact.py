@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.sampler import GuidanceScale
 from fvgen_recon.distill.budget import DistilConfig
-from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings
+from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings, OdeSettings
+from fvgen_recon.distill.losses import Divergence
 from fvgen_recon.distill.pair import PairLimits
 from fvgen_recon.distill.pretrain import PretrainConfig
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
@@ -34,25 +35,50 @@ class CompactRecipe:
     limits: PairLimits
     estimator: PlaneSweep
     stages: tuple[PretrainConfig | DistilConfig, ...]
+    """Stages that a training can name, in the order of their first use."""
     teacher_steps: tuple[int, ...]
     """Numbers of steps at which the teacher is measured."""
     student_steps: tuple[int, ...] = (1, 2, 4)
     """Numbers of steps at which the student is measured."""
 
 
-def _gan() -> DistilConfig:
-    """Stage 1: real clips as positives, held near them by L1 and the perceptual distance."""
-    anchor = AnchorSettings(l1=20.0, perceptual=8.0)
-    return DistilConfig(name="gan", seconds=170, settings=GanSettings(anchor=anchor))
+_ANCHOR = AnchorSettings(l1=20.0, perceptual=8.0)
+_NO_GUIDANCE = GuidanceScale(scale=1.0)  # There is no text to drop.
 
 
-def _dmd() -> DistilConfig:
-    """Stage 2: softened reverse KL with the ratio of stage 1; no guidance, no text to drop."""
-    settings = DmdSettings(
-        divergence="soft_rkl", guidance=GuidanceScale(scale=1.0), critic_space="velocity"
-    )
+def _gan(name: str, anchor: AnchorSettings) -> DistilConfig:
+    """Stage 1: real clips as positives."""
+    return DistilConfig(name=name, seconds=60.0, settings=GanSettings(anchor=anchor))
+
+
+def _matching(name: str, settings: DmdSettings) -> DistilConfig:
+    """Stage 2, and what is done in its place."""
     return DistilConfig(
-        name="dmd", seconds=200, settings=settings, student_rate=2e-5, judge_rate=1e-4
+        name=name, seconds=60.0, settings=settings, student_rate=2e-5, judge_rate=1e-4
+    )
+
+
+def _dmd(divergence: Divergence) -> DmdSettings:
+    return DmdSettings(divergence=divergence, guidance=_NO_GUIDANCE, critic_space="velocity")
+
+
+def distillation_stages() -> tuple[DistilConfig, ...]:
+    """All stages of distillation that can be named, those of the baselines included.
+
+    `gan` is held near the real clips by L1 and a perceptual distance, `gan-free` is not (the paper
+    has no anchor); `dmd` is the paper's second stage.
+    """
+    joint = replace(_dmd("rkl"), train_disc=True, disc_on="critic", gan_weight=0.03)
+    path = OdeSettings(guidance=_NO_GUIDANCE, teacher_steps=16)
+    return (
+        _gan("gan", _ANCHOR),
+        _gan("gan-free", AnchorSettings()),
+        _matching("dmd", _dmd("soft_rkl")),
+        _matching("dmd-anchored", replace(_dmd("soft_rkl"), anchor=_ANCHOR)),
+        _matching("dmd-rkl", _dmd("rkl")),
+        _matching("dmd-inverse", _dmd("neyman")),
+        _matching("dmd2", joint),
+        DistilConfig(name="ode", seconds=60.0, settings=path),
     )
 
 
@@ -70,10 +96,9 @@ def full() -> CompactRecipe:
         limits=PairLimits(),
         estimator=PlaneSweep(),
         stages=(
-            PretrainConfig(name="regression", seconds=160, perceptual_weight=0.4),
-            PretrainConfig(name="teacher", seconds=220, learning_rate=3e-4, diffusion=True),
-            _gan(),
-            _dmd(),
+            PretrainConfig(name="regression", seconds=160.0, perceptual_weight=0.4),
+            PretrainConfig(name="teacher", seconds=220.0, learning_rate=3e-4, diffusion=True),
+            *distillation_stages(),
         ),
         teacher_steps=(1, 4, 8, 50),
     )
@@ -96,11 +121,13 @@ def debug() -> CompactRecipe:
         estimator=PlaneSweep(),
         stages=(
             PretrainConfig(
-                name="regression", seconds=60, max_steps=6, batch_size=2, perceptual_weight=0.3
+                name="regression", seconds=60.0, max_steps=6, batch_size=2, perceptual_weight=0.3
             ),
-            PretrainConfig(name="teacher", seconds=60, max_steps=6, batch_size=2, diffusion=True),
-            replace(_gan(), max_steps=3, batch_size=2, warmup_turns=2),
-            replace(_dmd(), max_steps=3, batch_size=2, warmup_turns=2),
+            PretrainConfig(name="teacher", seconds=60.0, max_steps=6, batch_size=2, diffusion=True),
+            *(
+                replace(stage, max_steps=3, batch_size=2, warmup_turns=2)
+                for stage in distillation_stages()
+            ),
         ),
         teacher_steps=(1, 4),
     )

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.errors import WeightsError
+from fvgen_recon.io.file import atomic_path
 
 _SCHEMA = 1
 _CONFIG = "config.json"
@@ -41,10 +40,8 @@ class CompactCard:
 
 
 def _write(path: Path, data: bytes) -> None:
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
 
 
 def _split(state: Mapping[str, Tensor], part_bytes: int) -> list[dict[str, Tensor]]:

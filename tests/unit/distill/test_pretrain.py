@@ -1,0 +1,98 @@
+import pytest
+import torch
+from unit.distill.compact_bank import CONFIG, CPU, make_bank, make_clips, squared_distance
+
+from fvgen_recon.diffusion.compact.codec import CompactCodec
+from fvgen_recon.diffusion.schedule import FlowSchedule
+from fvgen_recon.distill.cast import make_cast
+from fvgen_recon.distill.pretrain import (
+    PretrainConfig,
+    Pretraining,
+    plain_sources,
+    prepare_batch,
+    pretrain,
+    pretrain_loss,
+)
+from fvgen_recon.errors import TrainingError
+
+
+def _stage(**settings) -> Pretraining:
+    config = PretrainConfig(
+        name="test", seconds=1e9, batch_size=2, warmup_steps=2, learning_rate=3e-3, **settings
+    )
+    return Pretraining(
+        codec=CompactCodec(config=CONFIG),
+        schedule=FlowSchedule(num_timesteps=CONFIG.num_timesteps),
+        config=config,
+        perceptual=squared_distance,
+    )
+
+
+def _validation(model, stage) -> float:
+    batch = prepare_batch(make_clips(seed=9), stage.codec, None)
+    with torch.no_grad():
+        rng = torch.Generator().manual_seed(5)
+        return float(pretrain_loss(model, batch, stage, rng, 0.0))
+
+
+@pytest.mark.parametrize("diffusion", [False, True])
+def test_training_lowers_the_error_on_unseen_clips(tmp_path, diffusion):
+    stage = _stage(diffusion=diffusion, max_steps=40, full_noise_share=0.5)
+    cast = make_cast(CONFIG, init=None, teacher=None, device=CPU, seed=0)
+    before = _validation(cast.model, stage)
+    lines = list(pretrain(cast.model, cast.ema, make_bank(tmp_path / "bank"), stage, log_every=20))
+    assert [line.step for line in lines] == [20, 40]
+    assert _validation(cast.model, stage) < 0.9 * before
+    assert _validation(cast.ema, stage) < before
+
+
+def test_the_perceptual_distance_enters_at_its_weight(tmp_path):
+    stage = _stage(perceptual_weight=0.5, perceptual_start=0.5)
+    assert stage.perceptual_weight(0.4) == 0.0
+    assert stage.perceptual_weight(0.5) == 0.5
+    cast = make_cast(CONFIG, init=None, teacher=None, device=CPU, seed=0)
+    batch = prepare_batch(make_clips(), stage.codec, None)
+
+    def loss(weight: float) -> float:
+        rng = torch.Generator().manual_seed(5)
+        return float(pretrain_loss(cast.model, batch, stage, rng, weight))
+
+    extra = loss(1.0) - loss(0.0)
+    assert extra > 0
+    assert loss(2.0) - loss(0.0) == pytest.approx(2 * extra, rel=1e-3)
+
+
+def test_augmentation_treats_photos_and_renders_alike(tmp_path):
+    clips = make_clips()
+    codec = CompactCodec(config=CONFIG)
+    for seed in range(8):
+        batch = prepare_batch(clips, codec, torch.Generator().manual_seed(seed))
+        shown = codec.decode(batch.condition.concat[:, : codec.latent_channels])
+        is_known = (batch.hole == 0).expand_as(batch.target)
+        # Latents lie in [-1, 1] and unknown pixels at 0 there, which is 0.5 as a colour.
+        assert torch.allclose(shown[is_known], batch.target[is_known], atol=0.01)
+        assert bool(is_known[:, [0, -1]].all())
+
+
+def test_plain_sources_keep_the_photos(tmp_path):
+    clips = make_clips()
+    sources, target = plain_sources(clips)
+    assert torch.equal(sources.frames[:, 0], target[:, 0])
+    assert sources.is_anchor[0].tolist() == [True, False, False, True]
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
+    stage = _stage(max_steps=2)
+    cast = make_cast(CONFIG, init=None, teacher=None, device=CPU, seed=0)
+    with torch.no_grad():
+        next(cast.model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite at step 2"):
+        list(pretrain(cast.model, cast.ema, make_bank(tmp_path / "bank"), stage))
+
+
+def test_the_rate_rises_and_falls():
+    stage = _stage()
+    rates = [stage.rate(step, share) for step, share in ((0, 0.0), (1, 0.0), (50, 0.5), (99, 1.0))]
+    assert rates[0] == pytest.approx(0.5 * rates[1])
+    assert rates[1] == pytest.approx(3e-3)
+    assert rates[1] > rates[2] > rates[3] > 0

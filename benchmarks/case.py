@@ -34,17 +34,14 @@ class Case:
     """One scene with one number of inputs."""
 
     scene: str
+    num_views: int
+    """Number of inputs that were asked for; a small scene may have fewer."""
     capture: Capture
     split: Split
     long_side: int
     """Longest image side in pixels; 0 keeps the photos' size."""
     folder: Path
     """Where its fold, masks and trials are kept."""
-
-    @property
-    def num_views(self) -> int:
-        """Number of inputs."""
-        return len(self.split.inputs)
 
     @property
     def test_names(self) -> tuple[str, ...]:
@@ -121,6 +118,7 @@ def plan_cases(
             cases.append(
                 Case(
                     scene=folder.name,
+                    num_views=count,
                     capture=capture,
                     split=choose_split(suite, folder.name, capture, count, lists),
                     long_side=long_side,

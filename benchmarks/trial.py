@@ -60,15 +60,19 @@ def build_config(options: Options, fold: Fold) -> Any:
 
     from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
     from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
+    from fvgen_nerfstudio.method import METHODS as OUR_METHODS
 
     method = find_method(options.method)
     is_ours = method.registered == "fvgen-splat"
     if options.device == "cpu" and method.registered.startswith("splatfacto"):
         raise InputError("Stock splatfacto needs a CUDA device: choose methods of fvgen-splat.")
-    name = "fvgen-splat-cpu" if is_ours and options.device == "cpu" else method.registered
-    if name not in all_methods:
-        raise InputError(f"nerfstudio has no method `{name}`: see `ns-train --help`.")
-    config = copy.deepcopy(all_methods[name])
+    if is_ours:  # Taken from the package, so that it need not be installed with its entry points.
+        name = "fvgen-splat-cpu" if options.device == "cpu" else "fvgen-splat"
+        config = OUR_METHODS[name]().config
+    elif method.registered in all_methods:
+        config = copy.deepcopy(all_methods[method.registered])
+    else:
+        raise InputError(f"nerfstudio has no method `{method.registered}`: see `ns-train --help`.")
     data = config.pipeline.datamanager
     if isinstance(data, FvgenDatamanagerConfig):
         config.pipeline.densify.generator = method.generator

@@ -51,6 +51,16 @@ def farthest_point_split(scene: str, capture: Capture, num_views: int) -> Split:
     )
 
 
+def small_folder_split(scene: str, capture: Capture, num_views: int) -> Split:
+    """Split any posed scene; a scene with fewer photos than wanted gives all but the test views."""
+    del scene
+    num_left = len(capture) - len(folder_split(len(capture), 1).test)
+    split = folder_split(len(capture), min(num_views, num_left))
+    if num_views <= num_left:
+        return split
+    return replace(split, rule=f"{split.rule}; the scene has only {num_left} for {num_views}")
+
+
 def _by_count(rule: Callable[..., Split], **fixed: str) -> SplitRule:
     """Make a rule of one that needs no more than the number of photos."""
     return lambda scene, capture, num_views: rule(len(capture), num_views, **fixed)
@@ -67,7 +77,7 @@ SUITES: Mapping[str, Suite] = {
     for suite in (
         Suite(
             name="folder",
-            rule=_by_count(folder_split),
+            rule=small_folder_split,
             layout="DATA/SCENE/ in any format that fvgen-recon reads, such as transforms.json with "
             "images/",
         ),

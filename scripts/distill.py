@@ -147,14 +147,14 @@ def run(options: Options) -> None:
     model = load_model(options, recipe)
     source, validation = load_data(options, recipe, model, processes)
     model.backbone.to(processes.device)
-    on_gpu = processes.device.type == "cuda"
+    half = processes.device.type == "cuda" and recipe.backbone == "viewcrafter"
     networks = start_networks(
         model,
         source.batch(range(1)),
         disc_layers=recipe.disc_layers,
         disc_width=recipe.disc_width,
         lora=recipe.lora,
-        frozen_dtype=torch.bfloat16 if on_gpu and recipe.lora else torch.float32,
+        frozen_dtype=torch.bfloat16 if half else torch.float32,
     )
     trackers = open_trackers(options, processes)
     trainer = Trainer(

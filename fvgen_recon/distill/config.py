@@ -211,7 +211,8 @@ class TrainSettings:
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the networks; weights that train, losses and optimizers stay in float32."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Copies of the networks in each process, or shards (FSDP2); one process needs neither."""
+    """Copies of the networks in each process, or shards (FSDP2). A process that no launcher started
+    needs neither."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them."""
     compile_blocks: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.discriminator import ClipDiscriminator
@@ -52,7 +53,8 @@ class Ensemble:
     def __init__(self, networks: Networks, settings: TrainSettings, processes: Processes) -> None:
         _check(networks, settings)
         self.schedule, self.perceptual = networks.schedule, networks.perceptual
-        self._sharded = settings.parallel == "fsdp" and processes.count > 1
+        # One process that a launcher started shards too: the same arithmetic for any number.
+        self._sharded = settings.parallel == "fsdp" and dist.is_initialized()
         self._promotes = any(phase.promote for phase in settings.phases)
         given: dict[TrainedRole, nn.Module | None] = {
             "student": networks.student,

@@ -1,5 +1,7 @@
 """ViewCrafter's UNet behind the seam that samplers and the distillation know."""
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
 class ViewCrafterBackbone(nn.Module):
     """A `VideoBackbone`: concatenates the condition's latents and casts to the network's dtype.
 
-    The frame rate is the constant that the network was trained with.
+    The frame rate is the constant that the network was trained with. Where the weights are already
+    bfloat16 (sharded training, a frozen teacher), autocast is off: it would only run normalisations
+    and activations in float32, at several times the memory traffic.
     """
 
     def __init__(self, unet: ViewCrafterUNet) -> None:
@@ -29,5 +33,14 @@ class ViewCrafterBackbone(nn.Module):
         """Return v and, if asked for, the features that the UNet is set to return."""
         dtype = self.unet.conv_in.weight.dtype
         sample = torch.cat([x_t.to(dtype), condition.concat.to(dtype)], dim=1)
-        output, features = self.unet(sample, t, condition.context.to(dtype), return_mid=return_mid)
+        # Convolutions pass the layout on, whatever that of their weights (sharded ones are plain).
+        sample = sample.contiguous(memory_format=torch.channels_last_3d)
+        context = condition.context.to(dtype)
+        with self._arithmetic(x_t.device.type, dtype):
+            output, features = self.unet(sample, t, context, return_mid=return_mid)
         return output.to(x_t.dtype), features
+
+    def _arithmetic(self, device: str, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
+        if dtype == torch.float32 or not torch.is_autocast_enabled(device):
+            return nullcontext()
+        return torch.autocast(device, enabled=False)

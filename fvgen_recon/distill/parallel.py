@@ -103,7 +103,7 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
         raise MissingDependencyError(
             "parallel 'fsdp' needs PyTorch 2.6 or newer: update it, or use 'ddp'."
         ) from error
-    # Newer versions warn, once a layer, of views that are then changed in place: no network here does.
+    # Newer versions warn of views that are then changed in place; no network here does that.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     mesh = dist.init_device_mesh(processes.device.type, (processes.count,))
     # Inputs are left alone: a time such as 999 has no bfloat16, and autocast does the rest.

@@ -93,8 +93,9 @@ class Bank:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._entries: list[BankEntry] = []
+        self._num_rounds = 0
         if (self.folder / MANIFEST).exists():
-            self._entries = _read_manifest(self.folder)
+            self._entries, self._num_rounds = _read_manifest(self.folder)
 
     def __len__(self) -> int:
         """Number of frames, taken-out ones included."""
@@ -107,22 +108,37 @@ class Bank:
 
     @property
     def num_rounds(self) -> int:
-        """Number of rounds that have been generated."""
-        return 1 + max((entry.origin.round for entry in self._entries), default=-1)
+        """Number of rounds that are whole; one that was interrupted does not count."""
+        return self._num_rounds
 
     def find(self, origin: Origin) -> tuple[BankEntry, ...]:
         """Return the frames of a clip, empty where it has not been generated."""
         return tuple(entry for entry in self._entries if entry.origin == origin)
 
     def add_clip(self, clip: Clip, origin: Origin) -> tuple[BankEntry, ...]:
-        """Write a clip's generated frames; anchor frames are photos and are left out."""
+        """Write a clip's generated frames; anchor frames are photos and are left out.
+
+        It takes the place of a clip of the same round, trajectory and seed, whose file names it
+        shares.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         is_anchor = clip.guidance.is_anchor.tolist()
         kept = [i for i in range(len(clip.frames)) if not is_anchor[i]]
         added = [self._write_frame(clip, origin, i) for i in kept]
-        self._entries = [e for e in self._entries if e.origin != origin] + added
+        self._entries = [e for e in self._entries if _slot(e.origin) != _slot(origin)] + added
         self._write_manifest()
         return tuple(added)
+
+    def finish_round(self, index: int, origins: tuple[Origin, ...]) -> None:
+        """Mark a round as whole; frames of other attempts at it leave the manifest.
+
+        Args:
+            index: Number of the round, from 0.
+            origins: Where its clips come from, one for each.
+        """
+        self._entries = [e for e in self._entries if e.origin.round != index or e.origin in origins]
+        self._num_rounds = max(self._num_rounds, index + 1)
+        self._write_manifest()
 
     def read_clip(self, origin: Origin, guidance: Guidance, cameras: Cameras) -> Clip | None:
         """Return a clip that was generated before, or none; anchor frames are the photos."""
@@ -189,12 +205,21 @@ class Bank:
         )
 
     def _write_manifest(self) -> None:
-        frames = [asdict(entry) for entry in self._entries]
-        write_json(self.folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "frames": frames})
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "num_rounds": self._num_rounds,
+            "frames": [asdict(entry) for entry in self._entries],
+        }
+        write_json(self.folder / MANIFEST, content)
 
 
-def _read_manifest(folder: Path) -> list[BankEntry]:
-    """Read and check a manifest."""
+def _slot(origin: Origin) -> tuple[int, int, int]:
+    """Return what names a clip's files."""
+    return origin.round, origin.trajectory, origin.seed
+
+
+def _read_manifest(folder: Path) -> tuple[list[BankEntry], int]:
+    """Read and check a manifest: its frames and the number of its whole rounds."""
     manifest = read_json(folder / MANIFEST)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -202,7 +227,13 @@ def _read_manifest(folder: Path) -> list[BankEntry]:
             f"The bank in {folder} has schema version {version}; this version of fvgen-recon reads "
             f"{SCHEMA_VERSION}. Generate the bank again."
         )
-    entries = [_entry_from_json(row) for row in manifest["frames"]]
+    try:
+        entries = [_entry_from_json(row) for row in manifest["frames"]]
+        num_rounds = int(manifest["num_rounds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The manifest of the bank in {folder} is damaged ({error}): generate the bank again."
+        ) from error
     names = [name for entry in entries for name in (entry.image, entry.confidence)]
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
@@ -210,7 +241,7 @@ def _read_manifest(folder: Path) -> list[BankEntry]:
             f"The bank in {folder} names {len(missing)} files that are not there, the first is "
             f"{missing[0]}. Generate the bank again or restore them."
         )
-    return entries
+    return entries, num_rounds
 
 
 def _entry_from_json(row: dict) -> BankEntry:

@@ -131,7 +131,7 @@ class Densifier:
                 scene, generator.num_frames, lambda camera: support_fraction(trusted, camera)
             ),
         )
-        clips = []
+        clips, origins = [], []
         for index, trajectory in enumerate(plan):
             guidance = clock.time(
                 "render", lambda t=trajectory: self._render(scene, points, t, splat)
@@ -146,7 +146,10 @@ class Densifier:
                 if bank is not None:
                     bank.add_clip(clip, origin)
             clips.append(clip)
+            origins.append(origin)
             _LOG.info("round %d: clip %d of %d", round_index, index + 1, len(plan))
+        if bank is not None:
+            bank.finish_round(round_index, tuple(origins))
         return Densified(scene=scene, points=points, clips=tuple(clips), seconds=clock.seconds)
 
     def _render(

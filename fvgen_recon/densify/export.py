@@ -12,22 +12,39 @@ from fvgen_recon.io.ply import write_points
 from fvgen_recon.io.scenes import write_transforms
 from fvgen_recon.types import Cameras
 
+MIN_CONFIDENCE = 0.05
+"""Confidence below which a pixel of a generated frame is masked out: nothing is known there."""
+
 
 def export_views(folder: Path, densified: Densified, bank: Bank) -> None:
-    """Write photos, generated frames, `transforms.json` and the trusted points.
+    """Write photos, generated frames, their masks, `transforms.json` and the trusted points.
 
-    Photos and frames share the working size, so that a trainer needs one set of image sizes. The
+    Photos and frames share the working size, so that a trainer needs one set of image sizes. Masks
+    are white where a frame may be trained on; nerfstudio wants one for every image or for none. The
     bank's folder must lie inside `folder`.
     """
     scene = densified.scene
     photos = tuple(f"photos/{index:03d}.png" for index in range(len(scene)))
     for name, image in zip(photos, scene.images, strict=True):
         write_image(folder / name, image.cpu())
+    whole = torch.ones_like(scene.images[0]).cpu()
+    write_image(folder / "masks" / "photo.png", whole)
     frames = tuple(str((bank.folder / e.image).relative_to(folder)) for e in bank.entries)
+    masks = ["masks/photo.png"] * len(photos)
+    for entry in bank.entries:
+        masks.append(f"masks/{entry.image}")
+        _, confidence = bank.read(entry)
+        write_image(folder / masks[-1], (confidence >= MIN_CONFIDENCE) * whole)
     cameras = [scene.cameras.to("cpu"), *(entry.camera for entry in bank.entries)]
-    write_transforms(folder, _stack(cameras), photos + frames, points="points.ply")
     trusted = densified.points[densified.points.confidence >= 0.5]
     write_points(folder / "points.ply", trusted.to("cpu"))
+    write_transforms(
+        folder,
+        _stack(cameras),
+        photos + frames,
+        points="points.ply",
+        extras=tuple({"mask_path": mask} for mask in masks),
+    )
 
 
 def _stack(cameras: list[Cameras]) -> Cameras:

@@ -70,7 +70,32 @@ def test_adding_the_same_clip_twice_does_not_double_it(tmp_path: Path) -> None:
     bank.add_clip(clip, make_origin(clip.guidance))
     bank.add_clip(clip, make_origin(clip.guidance, round=1))
     assert len(bank) == 4
-    assert bank.num_rounds == 2
+
+
+def test_a_round_counts_once_it_is_whole(tmp_path: Path) -> None:
+    clip = make_clip()
+    bank = Bank(tmp_path)
+    origins = [make_origin(clip.guidance, trajectory=k) for k in range(2)]
+    bank.add_clip(clip, origins[0])
+    assert Bank(tmp_path).num_rounds == 0
+    bank.add_clip(clip, origins[1])
+    bank.finish_round(0, tuple(origins))
+    assert Bank(tmp_path).num_rounds == 1
+    assert len(Bank(tmp_path)) == 4
+
+
+def test_another_attempt_at_a_round_replaces_the_first(tmp_path: Path) -> None:
+    clip, shorter = make_clip(4), make_clip(3)
+    bank = Bank(tmp_path)
+    old = [make_origin(clip.guidance, trajectory=k, round=r) for r in (0, 1) for k in (0, 1)]
+    for origin in old:
+        bank.add_clip(clip, origin)
+    new = make_origin(shorter.guidance, generator="other", round=1)
+    bank.add_clip(shorter, new)
+    assert {entry.origin for entry in bank.entries} == {*old[:2], old[3], new}
+    assert [entry.frame for entry in bank.find(new)] == [1]
+    bank.finish_round(1, (new,))
+    assert {entry.origin for entry in Bank(tmp_path).entries} == {*old[:2], new}
 
 
 def test_frames_taken_out_stay_out(tmp_path: Path) -> None:
@@ -109,6 +134,9 @@ def test_another_schema_or_a_missing_file_is_one_sentence(tmp_path: Path) -> Non
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "schema_version": 99}))
     with pytest.raises(InputError, match="schema version 99"):
+        Bank(tmp_path)
+    manifest.write_text(json.dumps({"schema_version": 1, "num_rounds": 0, "frames": [{"K": []}]}))
+    with pytest.raises(InputError, match="damaged"):
         Bank(tmp_path)
     manifest.write_text(json.dumps(content))
     (tmp_path / content["frames"][0]["image"]).unlink()

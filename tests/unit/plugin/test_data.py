@@ -65,6 +65,7 @@ def _fill_bank(folder: Path, rounds: int = 1) -> Bank:
             guidance_hash=str(index),
         )
         bank.add_clip(clip, origin)
+        bank.finish_round(index, (origin,))
     return bank
 
 

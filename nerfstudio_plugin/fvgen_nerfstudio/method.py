@@ -87,6 +87,7 @@ def _trainer(name: str, recipe: SplatRecipe, device: Literal["cpu", "cuda"]) -> 
         pipeline=_pipeline(recipe),
         optimizers=_optimizers(recipe.num_steps),
         max_num_iterations=recipe.num_steps,
+        schedule_steps=recipe.num_steps,
         steps_per_save=recipe.steps_per_save,
         steps_per_eval_batch=0,
         steps_per_eval_image=0,

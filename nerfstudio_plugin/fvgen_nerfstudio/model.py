@@ -56,8 +56,9 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Weight of the mean opacity."""
     scale_weight: float = 0.0
     """Weight of the mean standard deviation, in world units."""
-    unknown: Literal["color", "diffuse"] = "color"
-    """What evaluation shows where no Gaussian is: one colour, or colours from around the hole."""
+    unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
+    """What is shown where no Gaussian is: one colour, or colours from around the hole, in
+    evaluation or in training too."""
 
 
 class FvgenModel(SplatfactoModel):
@@ -243,7 +244,9 @@ class FvgenModel(SplatfactoModel):
         """Put a render on its background."""
         background = self._get_background_color()
         behind = background
-        if self.config.unknown == "diffuse" and not self.training and self.crop_box is None:
+        unknown = self.config.unknown
+        is_wanted = unknown == "diffuse-always" or (unknown == "diffuse" and not self.training)
+        if is_wanted and self.crop_box is None:
             behind = diffuse_colors(colors[0, ..., :3], alpha[0])
         rgb = (colors[..., :3] + (1 - alpha) * behind).clamp(0.0, 1.0)
         size = rgb.shape[1:3]

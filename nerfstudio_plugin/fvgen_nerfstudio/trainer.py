@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -20,6 +21,14 @@ from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import FvgenPipeline
 from fvgen_recon.errors import InputError
 
+_MODEL_STEPS = (
+    "warmup_length",
+    "resolution_schedule",
+    "sh_degree_interval",
+    "stop_split_at",
+    "stop_screen_size_at",
+)
+
 
 @dataclass
 class FvgenTrainerConfig(TrainerConfig):
@@ -28,15 +37,33 @@ class FvgenTrainerConfig(TrainerConfig):
     _target: type = field(default_factory=lambda: FvgenTrainer)
     views: int | None = None
     """Alias for --pipeline.datamanager.dataparser.views"""
+    schedule_steps: int = 0
+    """Length of the run that step numbers of the model and of the schedulers are meant for. A run
+    of another length stretches them; 0 takes them as they are."""
 
     def save_config(self) -> None:
         """Apply aliases and choose the device; the file is written once the data are known good."""
+        self._stretch_schedule()
         data = self.pipeline.datamanager
         if self.views is not None and isinstance(data, FvgenDatamanagerConfig):
             data.dataparser.views = self.views
         if self.machine.device_type == "cuda" and not torch.cuda.is_available():
             CONSOLE.print("There is no CUDA device: training on the CPU.")
             self.machine.device_type = "cpu"
+
+    def _stretch_schedule(self) -> None:
+        """Bring step numbers to the length of this run; a second call changes nothing."""
+        if self.schedule_steps in {0, self.max_num_iterations}:
+            return
+        factor = self.max_num_iterations / self.schedule_steps
+        self.schedule_steps = self.max_num_iterations
+        places = [(self.pipeline.model, name) for name in _MODEL_STEPS]
+        for group in self.optimizers.values():
+            if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
+                places += [(group["scheduler"], name) for name in ("max_steps", "warmup_steps")]
+        for owner, name in places:
+            old = getattr(owner, name)
+            setattr(owner, name, max(min(old, 1), round(factor * old)))
 
     def write_config(self) -> None:
         """Write `config.yml` into the run folder."""

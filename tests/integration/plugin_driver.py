@@ -1,11 +1,15 @@
 """Runs nerfstudio's own entry points, one after another, in one process.
 
 Called as a script with a JSON list of commands, each a list of words: the tool's name as on the
-command line and its arguments. Importing nerfstudio costs ten seconds; commands share it.
+command line and its arguments. Importing nerfstudio costs ten seconds; commands share it. The
+first command that fails ends it; with `--all` every command runs, and the last line printed is a
+JSON list of exit codes and error outputs.
 """
 
+import io
 import json
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 
 ENTRY_POINTS = {
@@ -30,8 +34,22 @@ def run(command: list[str]) -> int:
     return 0
 
 
+def run_all(commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Run every command and return exit codes and what went to stderr."""
+    results = []
+    for command in commands:
+        with redirect_stderr(io.StringIO()) as errors:
+            code = run(command)
+        results.append((code, errors.getvalue()))
+    return results
+
+
 if __name__ == "__main__":
-    for words in json.loads(sys.argv[1]):
+    todo, run_every_one = json.loads(sys.argv[1]), "--all" in sys.argv
+    if run_every_one:
+        print(json.dumps(run_all(todo)))
+        sys.exit(0)
+    for words in todo:
         code = run(words)
         if code:
             sys.exit(code)

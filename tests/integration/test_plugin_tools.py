@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_scene import BAD_SCENES
 
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.io.image import read_image
@@ -43,11 +44,13 @@ class Run:
         return self.folder / "nerfstudio_models"
 
 
-def _call(*commands: list[str], cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _call(
+    *commands: list[str], cwd: Path, check: bool = True, keep_going: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run commands in one fresh process, without a network and without a display."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(cwd / "no-cache")}
     result = subprocess.run(
-        [sys.executable, str(DRIVER), json.dumps(commands)],
+        [sys.executable, str(DRIVER), json.dumps(commands), *(["--all"] if keep_going else [])],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -255,24 +258,31 @@ def test_ns_viewer_loads_and_serves(viewer: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def broken(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the scene with one truncated input photo."""
-    scene = tmp_path_factory.mktemp("broken") / "room"
-    shutil.copytree(run.scene, scene)
-    victim = scene / "images" / sorted(_input_photos(scene))[0]
-    victim.write_bytes(victim.read_bytes()[:2000])
-    return scene
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, bool]]:
+    """Train on every bad scene: exit code, error output, and whether anything was written."""
+    base = tmp_path_factory.mktemp("bad")
+    commands = []
+    for index, bad in enumerate(BAD_SCENES.values()):
+        bad.write(base / str(index))
+        commands.append(_train(base / str(index), base / f"out{index}", "bad", 5))
+    result = _call(*commands, cwd=base, keep_going=True)
+    outcomes = json.loads(result.stdout.splitlines()[-1])
+    return {
+        name: (code, errors, (base / f"out{index}").exists())
+        for index, (name, (code, errors)) in enumerate(zip(BAD_SCENES, outcomes, strict=True))
+    }
 
 
-def test_bad_data_end_with_one_sentence_and_leave_nothing(broken: Path) -> None:
-    output = broken.parent / "out"
-    result = _call(_train(broken, output, "bad", 5), cwd=broken.parent, check=False)
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "truncated" in errors[0]
-    assert "Traceback" not in result.stderr
-    assert not output.exists()
+@pytest.mark.parametrize("name", BAD_SCENES)
+def test_bad_scenes_end_with_one_sentence_and_leave_nothing(
+    refusals: dict[str, tuple[int, str, bool]], name: str
+) -> None:
+    code, errors, wrote = refusals[name]
+    assert code == 2, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert BAD_SCENES[name].sentence in line
+    assert "Traceback" not in errors
+    assert not wrote
 
 
 def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Path) -> None:

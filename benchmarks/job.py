@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from case import Case
-from methods import IMPORTED, Method, find_method
+from methods import IMPORTED, find_method
 
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation.fold import Fold
@@ -121,7 +121,7 @@ def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
     try:
         truth = trial.case.held_out(fold, jury.device)
         names = trial.case.test_names
-        renders = read_renders(_render_folder(trial, method), fold.test, names)
+        renders = read_renders(render_folder(trial), fold.test, names)
         views, moments = score_renders(renders, truth, jury)
     except FvgenError as error:
         return failure_of(trial, str(error))
@@ -145,7 +145,9 @@ def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
     return result
 
 
-def _render_folder(trial: Trial, method: Method) -> Path:
+def render_folder(trial: Trial) -> Path:
+    """Return where the renders of a trial are: its own folder, or where they were imported from."""
+    method = find_method(trial.method)
     if method.renders is None:
         return trial.folder / "renders"
     return method.renders / trial.case.scene / str(trial.case.num_views)

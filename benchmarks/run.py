@@ -11,14 +11,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from case import FROZEN, Case, plan_cases
 from frames import FramesJob, load_generators, measure_frames, names_of_generators
 from job import Settings, Trial, score_trial, train_trial
-from machine import describe_machine
+from machine import describe_machine, plain_path
 from methods import find_method
 
 from fvgen_recon.errors import FvgenError, InputError
@@ -177,11 +177,18 @@ class Bench:
         return RunResult(
             suite=self.options.suite,
             machine=self.machine,
-            settings=asdict(self.options),
+            settings=_plain(asdict(self.options)),
             trials=tuple(row for row in found if isinstance(row, TrialResult)),
             frames=tuple(frames),
             failures=tuple(row for row in found if isinstance(row, Failure)),
         )
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without the absolute paths of this machine."""
+    words = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    words["methods"] = ",".join(map(plain_path, words["methods"].split(",")))
+    return {key: plain_path(v) if isinstance(v, str) else v for key, v in words.items()}
 
 
 def main(options: Options) -> int:

@@ -1,0 +1,168 @@
+"""Draw a page from benchmark results: tables, plots, pictures, all inside one file.
+
+Usage:
+    python benchmarks/report.py --results benchmarks/results/folder.json --out outputs/folder.html
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from case import FROZEN, Case, plan_cases
+from job import Settings, Trial, render_folder
+from methods import find_method
+
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.evaluation import html
+from fvgen_recon.evaluation.fold import held_out_scene
+from fvgen_recon.evaluation.report import (
+    Gallery,
+    downstream_section,
+    failure_section,
+    frames_section,
+    gain_section,
+    gallery_section,
+    plot_section,
+    published_section,
+    scene_section,
+)
+from fvgen_recon.evaluation.result import RunResult, read_result
+from fvgen_recon.evaluation.score import fit_render, read_renders
+from fvgen_recon.io.file import atomic_path
+from fvgen_recon.io.scenes import load_scene
+
+PUBLISHED = Path(__file__).resolve().parent / "published.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to draw."""
+
+    results: tuple[Path, ...]
+    """JSON files of runs; several are put on one page."""
+    out: Path
+    """HTML file to write."""
+    data: Path | None = None
+    """Folder of the scenes, where it is not the run's any more."""
+    work: Path | None = None
+    """Folder of the trials, likewise."""
+    pictures: bool = True
+    """Whether to show pictures, which need the scenes and the trials."""
+
+
+def cases_of(result: RunResult, options: Options) -> list[Case]:
+    """Return the cases of a run."""
+    settings = result.settings
+    return plan_cases(
+        result.suite,
+        options.data or Path(settings["data"]),
+        views=tuple(map(int, settings["views"].split(","))),
+        scenes=tuple(filter(None, settings["scenes"].split(","))),
+        long_side=settings["long_side"],
+        work=options.work or Path(settings["work"]),
+        frozen=Path(settings.get("splits", FROZEN)),
+    )
+
+
+def trials_of(result: RunResult, case: Case) -> list[Trial]:
+    """Return the trials of a case, by the run's own settings."""
+    said = result.settings
+    settings = Settings(
+        iterations=said["iterations"],
+        estimator=said["estimator"],
+        seed=said["seed"],
+        overrides=tuple(said["overrides"]),
+        device=said["device"],
+    )
+    ending = f":{said['label']}" if said["label"] else ""
+    return [
+        Trial(case=case, method=name, label=find_method(name).name + ending, settings=settings)
+        for name in said["methods"].split(",")
+    ]
+
+
+def make_galleries(results: list[RunResult], options: Options) -> list[Gallery]:
+    """Open photos and renders; scenes whose renders are not there are left out."""
+    renders: dict[tuple[str, int], dict] = {}
+    cases: dict[tuple[str, int], Case] = {}
+    for result in results:
+        for case in cases_of(result, options):
+            key = (case.scene, case.num_views)
+            cases.setdefault(key, case)
+            fold = case.fold()
+            for trial in trials_of(result, case):
+                try:
+                    images = read_renders(render_folder(trial), fold.test, case.test_names)
+                except InputError:
+                    continue
+                fitted = [fit_render(image, fold.height, fold.width) for image in images]
+                found = dict(zip(fold.test, fitted, strict=True))
+                renders.setdefault(key, {})[trial.label] = found
+    return [_gallery(cases[key], found) for key, found in sorted(renders.items())]
+
+
+def _gallery(case: Case, renders: dict) -> Gallery:
+    fold = case.fold()
+    size = {"height": fold.height, "width": fold.width}
+    inputs = load_scene(case.capture, fold.inputs, **size).images
+    truths = held_out_scene(case.capture, fold).images
+    return Gallery(
+        scene=case.scene,
+        num_views=case.num_views,
+        inputs=dict(zip(fold.inputs, inputs, strict=True)),
+        truths=dict(zip(fold.test, truths, strict=True)),
+        renders=renders,
+    )
+
+
+def write_report(options: Options) -> None:
+    """Write the page.
+
+    Raises:
+        FvgenError: A result, a scene or a photo is missing.
+    """
+    results = [read_result(path) for path in options.results]
+    trials = [trial for result in results for trial in result.trials]
+    frames = [row for result in results for row in result.frames]
+    failures = [row for result in results for row in result.failures]
+    parts = [html.note(_origin(result)) for result in results]
+    if trials:
+        parts += downstream_section(trials) + gain_section(trials) + plot_section(trials)
+        parts += scene_section(trials)
+    if frames:
+        parts += frames_section(frames)
+    parts += failure_section(failures)
+    suite = results[0].suite
+    parts += published_section(json.loads(PUBLISHED.read_text()), suite)
+    if options.pictures and trials:
+        parts.append(html.heading("Pictures"))
+        for gallery in make_galleries(results, options):
+            parts += gallery_section(gallery, trials)
+    with atomic_path(options.out) as temporary:
+        temporary.write_text(html.page(f"fvgen-recon benchmark: {suite}", parts))
+
+
+def _origin(result: RunResult) -> str:
+    machine = result.machine
+    where = machine["gpu"] or f"{machine['num_cpus']} CPU cores ({machine['cpu']})"
+    return (
+        f"Measured on {where}, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date']}, with: {machine['command']}"
+    )
+
+
+def main(options: Options) -> int:
+    """Write the page, or say in one sentence why not."""
+    try:
+        write_report(options)
+    except FvgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

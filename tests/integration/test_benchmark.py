@@ -1,0 +1,159 @@
+"""The benchmark's command at small size on the example scene: methods, renders made elsewhere, a
+method that looks at held-out photos, and the page."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fvgen_recon.evaluation.fold import read_fold
+from fvgen_recon.evaluation.result import RunResult, read_result
+from fvgen_recon.io.scenes import load_capture
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A finished run."""
+
+    folder: Path
+    result: RunResult
+    code: int
+    errors: str
+
+
+def _command(folder: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "benchmarks" / "run.py"), "folder", "--data", "scenes",
+        "--views", "3", "--iterations", "12", "--long-side", "96", "--frames-long-side", "96",
+        "--work", "work", "--out", "result.json", "--parallel", "2", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+        "NERFSTUDIO_METHOD_CONFIGS": "cheater=cheating_method:cheater",
+    }
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Run a method of ours, a cheater, and the photos themselves as renders made elsewhere."""
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(ROOT / "examples" / "room", folder / "scenes" / "room")
+    renders = folder / "elsewhere" / "room" / "3"
+    shutil.copytree(folder / "scenes" / "room" / "images", renders)
+    methods = "fvgen-splat-none,nerfstudio:cheater,import:photos=elsewhere"
+    answer = _call(_command(folder, "--methods", methods), folder)
+    assert (folder / "result.json").is_file(), answer.stderr[-4000:]
+    return Bench(folder, read_result(folder / "result.json"), answer.returncode, answer.stderr)
+
+
+def test_a_method_that_opens_held_out_photos_is_caught(bench: Bench) -> None:
+    (failure,) = bench.result.failures
+    assert failure.method == "cheater"
+    assert "expected and is not there" in failure.reason
+    assert bench.code == 1
+    assert "cheater failed" in bench.errors
+
+
+def test_what_the_cheater_wants_exists_outside_of_the_fold(bench: Bench) -> None:
+    fold = read_fold(bench.folder / "work" / "folder" / "room_3" / "fold")
+    whole, cut = load_capture(bench.folder / "scenes" / "room"), load_capture(fold.folder)
+    ids = json.loads(fold.split.read_text())
+    assert all(whole.has_photo(view) for view in fold.test)
+    assert all(cut.has_photo(rank) for rank in ids["train_ids"])
+    assert not any(cut.has_photo(rank) for rank in ids["test_ids"])
+    files = {path.name for path in (fold.folder / "images").iterdir()}
+    assert {int(Path(name).stem) for name in files} == set(fold.inputs)
+
+
+def test_photos_as_renders_have_no_error(bench: Bench) -> None:
+    photos = next(trial for trial in bench.result.trials if trial.method == "photos")
+    assert photos.means["psnr"] > 45  # resized twice and stored with 8 bits
+    assert photos.means["st_lpips_alex"] < 0.01
+    assert photos.iterations is None
+
+
+def test_a_trained_method_has_all_its_numbers(bench: Bench) -> None:
+    ours = next(t for t in bench.result.trials if t.method == "fvgen-splat-none")
+    assert ours.inputs == (0, 11, 24)
+    assert [view.view for view in ours.views] == [4, 12, 20]
+    assert 8 < ours.means["psnr"] < 30
+    assert 0 < ours.means["seen_share"] < 1
+    assert ours.frechet > 0
+    assert set(ours.seconds) >= {"points", "train", "total"}
+    assert ours.initialisation == "plane-sweep"
+    assert ours.num_gaussians > 100
+
+
+def test_frames_are_measured_at_the_held_out_poses(bench: Bench) -> None:
+    rows = {row.method: row for row in bench.result.frames}
+    assert set(rows) == {"render", "fill"}
+    assert rows["fill"].means["psnr"] > rows["render"].means["psnr"]
+    assert rows["fill"].num_frames == len(bench.result.trials[0].views)
+
+
+def test_a_second_run_repeats_nothing_and_says_the_same(bench: Bench) -> None:
+    before = {path: path.stat().st_mtime for path in bench.folder.glob("work/**/trial.json")}
+    assert len(before) == 1
+    methods = "fvgen-splat-none,import:photos=elsewhere"
+    answer = _call(
+        _command(bench.folder, "--methods", methods, "--out", "again.json"), bench.folder
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    again = read_result(bench.folder / "again.json")
+    assert again.trials == bench.result.trials
+    assert again.frames == bench.result.frames
+    assert {path: path.stat().st_mtime for path in before} == before
+
+
+def test_the_result_names_its_machine_and_no_place_on_it(bench: Bench) -> None:
+    machine = bench.result.machine
+    assert machine["torch"]
+    assert machine["command"].startswith("python benchmarks/run.py folder --data scenes")
+    assert str(bench.folder) not in (bench.folder / "result.json").read_text()
+
+
+def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
+    script = str(ROOT / "benchmarks" / "report.py")
+    command = [sys.executable, script, "--results", "result.json", "--out", "page.html"]
+    answer = _call(command, bench.folder)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    page = (bench.folder / "page.html").read_text()
+    assert not re.findall(r"(?:src|href)=['\"](?!data:|#)[^'\"]+", page)
+    assert page.count("data:image/jpeg") >= 3 + 3
+    assert "data:image/webp" in page
+    assert "<svg" in page
+    assert "expected and is not there" in page  # the cheater's end
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--methods", "nothing"), "There is no method `nothing`"),
+        (("--scenes", "attic"), "the scenes attic are in scenes"),
+        (("--methods", "import:x=nowhere"), "import:NAME=FOLDER"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(
+    bench: Bench, words: tuple[str, ...], sentence: str
+) -> None:
+    answer = _call(_command(bench.folder, *words), bench.folder)
+    assert answer.returncode == 2
+    assert sentence in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -8,7 +8,6 @@ Usage:
     python scripts/compare_pointclouds.py --scenes ../shared/data/val --output outputs/clouds
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
 from fvgen_recon.errors import FvgenError, InputError, MissingDependencyError, WeightsError
+from fvgen_recon.evaluation.depth import (
+    GAP_BINS,
+    SparsePoints,
+    find_cases,
+    finite_mean,
+    masked_psnr,
+    pair_angles,
+    render_held_out,
+)
 from fvgen_recon.geometry.projection import project_points
-from fvgen_recon.geometry.rigid import normalise
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
 from fvgen_recon.io.scenes import Capture, load_capture, load_scene
 from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import PointCloud, Scene
-
-BINS = ((0.0, 15.0), (15.0, 30.0), (30.0, 180.0))
-NO_OVERLAP = 180.0
 
 
 @dataclass(frozen=True)
@@ -90,46 +93,7 @@ class Row:
     """Share of these whose depth is within 5 %."""
 
 
-def pair_angles(capture: Capture) -> Tensor:
-    """Median angle of sight (degrees) between frames, at SfM points that lie in both pictures."""
-    assert capture.points is not None
-    assert capture.tracks is not None
-    num, xyz = len(capture), capture.points.xyz
-    centre = torch.stack([camera.position for camera in capture.cameras])
-    angles = torch.full((num, num), NO_OVERLAP)
-    for i in range(num):
-        own = capture.tracks.point[capture.tracks.frame == i].unique()
-        if len(own) < 20 or not capture.has_photo(i):
-            continue
-        points = xyz[own[torch.linspace(0, len(own) - 1, 300).long()]]
-        rays = normalise(centre[:, None] - points)
-        angle = torch.rad2deg(torch.arccos((rays * rays[i]).sum(-1).clamp(-1, 1)))
-        for j, camera in enumerate(capture.cameras):
-            uv, z = project_points(points, camera)
-            limit = torch.tensor([camera.width, camera.height])
-            inside = (z > 0) & ((uv >= 0) & (uv <= limit)).all(-1)
-            if inside.float().mean() > 0.3 and capture.has_photo(j):
-                angles[i, j] = angle[j][inside].median()
-    return torch.maximum(angles, angles.T)
-
-
-def choose_views(angles: Tensor, wanted: float, count: int) -> tuple[int, ...] | None:
-    """Grow chains of views about `wanted` degrees apart; return the most even one."""
-    best, choice = float("inf"), None
-    for first in range(len(angles)):
-        chain, cost = [first], 0.0
-        while len(chain) < count:
-            nearest = angles[:, chain].amin(dim=1)
-            off = (nearest - wanted).abs()
-            off[chain] = float("inf")
-            cost += float(off.min())
-            chain.append(int(off.argmin()))
-        if cost < min(best, 0.35 * wanted * (count - 1)):
-            best, choice = cost, tuple(sorted(chain))
-    return choice
-
-
-def find_cases(options: Options) -> Iterator[Case]:
+def list_cases(options: Options) -> Iterator[Case]:
     """All cases of all scenes."""
     folders = [
         folder
@@ -141,21 +105,17 @@ def find_cases(options: Options) -> Iterator[Case]:
         capture = load_capture(folder)
         if capture.tracks is None or capture.points is None:
             raise InputError(f"{folder} holds no tracks to measure depth with (tracks.npz).")
-        angles = pair_angles(capture)
-        for wanted in options.angles:
-            inputs = choose_views(angles, wanted, options.views)
-            if inputs is None:
-                continue
-            among = angles[list(inputs)][:, list(inputs)] + 1e3 * torch.eye(len(inputs))
-            gap = float(among.amin(dim=1).median())
-            sight = angles[:, list(inputs)].sort(dim=1).values
-            between = (sight[:, 1] < 1.3 * gap + 3) & (sight[:, 0] > 0.2 * gap)
-            between[list(inputs)] = False
-            order = (sight[:, 0] + sight[:, 1] / 2).masked_fill(~between, 1e9).argsort()
-            held_out = tuple(order[: min(options.max_held_out, int(between.sum()))].tolist())
-            if held_out:
-                name = f"{folder.name}_{wanted:.0f}deg"
-                yield Case(name, capture, gap, inputs, held_out)
+        points = SparsePoints(
+            xyz=capture.points.xyz, point=capture.tracks.point, frame=capture.tracks.frame
+        )
+        usable = [capture.has_photo(i) for i in range(len(capture))]
+        angles = pair_angles(capture.cameras, points, usable)
+        found = find_cases(
+            angles, options.angles, num_views=options.views, max_held_out=options.max_held_out
+        )
+        for wanted, case in found:
+            name = f"{folder.name}_{wanted:.0f}deg"
+            yield Case(name, capture, case.gap_deg, case.inputs, case.held_out)
 
 
 def load_views(case: Case, frames: tuple[int, ...], options: Options) -> Scene:
@@ -164,37 +124,6 @@ def load_views(case: Case, frames: tuple[int, ...], options: Options) -> Scene:
     scale = options.long_side / max(first.height, first.width)
     height, width = round(first.height * scale), round(first.width * scale)
     return load_scene(case.capture, frames, height=height, width=width).to(options.device)
-
-
-def smooth_fill(image: Tensor, known: Tensor) -> Tensor:
-    """Fill unknown pixels from ever coarser means (3 H W, H W)."""
-    if bool(known.all()) or min(known.shape) <= 2:
-        mean = (image * known).sum((1, 2)) / known.sum().clamp_min(1)
-        return torch.where(known, image, mean[:, None, None])
-    weight = F.avg_pool2d(known[None, None].float(), 2, ceil_mode=True)
-    coarse = F.avg_pool2d((image * known)[None], 2, ceil_mode=True) / weight.clamp_min(1e-6)
-    coarse = smooth_fill(coarse[0], weight[0, 0] > 0)
-    fine = F.interpolate(coarse[None], known.shape, mode="bilinear", align_corners=False)[0]
-    return torch.where(known, image, fine)
-
-
-def psnr(image: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """PSNR over a mask; NaN where it is empty."""
-    error = (image - truth).square().mean(dim=0)[mask]
-    return float(-10 * torch.log10(error.mean().clamp_min(1e-8))) if len(error) else float("nan")
-
-
-def render_held_out(cloud: PointCloud, held: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """Return trusted renders, where they hit, and renders with every hole filled."""
-    trusted = render_points(cloud[cloud.confidence >= 0.5], held.cameras)
-    everything = render_points(cloud, held.cameras)
-    hit, any_hit = trusted.alpha[:, 0] > 0.1, everything.alpha[:, 0] > 0.1
-    # Renders are multiplied by their opacity: dark between the points, not wrong.
-    shown, rest = (r.frames / r.alpha.clamp_min(1e-3) for r in (trusted, everything))
-    merged = torch.where(hit[:, None], shown, rest)
-    known = hit | any_hit
-    filled = torch.stack([smooth_fill(i, k) for i, k in zip(merged, known, strict=True)])
-    return shown * hit[:, None], hit, filled
 
 
 def check_depth(cloud: PointCloud, case: Case, scene: Scene) -> tuple[float, float]:
@@ -225,7 +154,7 @@ def measure(case: Case, scene: Scene, held: Scene, name: str) -> tuple[Row, Tens
     frames, hit, filled = render_held_out(cloud, held)
     every = torch.ones_like(hit[0])
     tracks_hit, tracks_right = check_depth(cloud, case, scene)
-    covered = [psnr(f, t, m) for f, t, m in zip(frames, held.images, hit, strict=True)]
+    covered = [masked_psnr(f, t, m) for f, t, m in zip(frames, held.images, hit, strict=True)]
     row = Row(
         case=case.name,
         gap=case.gap,
@@ -233,18 +162,14 @@ def measure(case: Case, scene: Scene, held: Scene, name: str) -> tuple[Row, Tens
         seconds=seconds,
         trusted=float((cloud.confidence >= 0.5).float().mean()),
         covered=float(hit.float().mean()),
-        psnr_covered=mean(covered),
-        psnr_filled=mean([psnr(f, t, every) for f, t in zip(filled, held.images, strict=True)]),
+        psnr_covered=finite_mean(covered),
+        psnr_filled=finite_mean(
+            [masked_psnr(f, t, every) for f, t in zip(filled, held.images, strict=True)]
+        ),
         tracks_hit=tracks_hit,
         tracks_right=tracks_right,
     )
     return row, torch.cat([frames[0], filled[0]], dim=1)
-
-
-def mean(values: list[float]) -> float:
-    """Mean of the finite values; NaN where there are none."""
-    finite = [v for v in values if not math.isnan(v)]
-    return sum(finite) / len(finite) if finite else float("nan")
 
 
 def draw_table(rows: list[Row], absent: dict[str, str]) -> str:
@@ -255,18 +180,18 @@ def draw_table(rows: list[Row], absent: dict[str, str]) -> str:
         "| right to 5 % | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for low, high in BINS:
+    for low, high in GAP_BINS:
         title = f"{low:.0f}-{high:.0f}°" if high < 180 else f"> {low:.0f}°"
         for name in dict.fromkeys(row.estimator for row in rows):
             chosen = [r for r in rows if r.estimator == name and low < r.gap <= high]
             if not chosen:
                 continue
-            figures = [mean([asdict(r)[key] for r in chosen]) for key in keys]
+            figures = [finite_mean([asdict(r)[key] for r in chosen]) for key in keys]
             cells = [
                 f"{v:.2f}" if "psnr" in k else f"{100 * v:.0f} %"
                 for k, v in zip(keys, figures, strict=True)
             ]
-            seconds = f"{mean([r.seconds for r in chosen]):.1f}"
+            seconds = f"{finite_mean([r.seconds for r in chosen]):.1f}"
             lines.append(f"| {title} | {name} | {len(chosen)} | {' | '.join([*cells, seconds])} |")
     lines += [f"\n`{name}` was not run: {reason}" for name, reason in absent.items()]
     return "\n".join(lines) + "\n"
@@ -276,7 +201,7 @@ def compare(options: Options) -> None:
     """Measure all sources on all cases and write the results."""
     rows: list[Row] = []
     absent: dict[str, str] = {}
-    for case in find_cases(options):
+    for case in list_cases(options):
         scene = load_views(case, case.inputs, options)
         held = load_views(case, case.held_out, options)
         strips = [torch.cat([held.images[0], scene.images[0]], dim=1)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,10 +20,23 @@ from torch import Tensor
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path
-from fvgen_recon.io.scenes import load_capture, load_scene
+from fvgen_recon.io.scenes import Capture, load_capture, load_scene
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _SCHEMA = 1
+_TRACKS = ("track_xyz", "track_point", "track_frame")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedTracks:
+    """Sparse points of a scene and the photos that each was seen in."""
+
+    xyz: Float[Tensor, "N 3"]
+    """World positions."""
+    point: Int[Tensor, "O"]
+    """Point of each observation."""
+    frame: Int[Tensor, "O"]
+    """Photo of each observation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +53,8 @@ class PackedScene:
     """One camera a photo."""
     depth: Float[Tensor, "V"]
     """Median depth of the sparse points in each photo, world units: says how wide a baseline is."""
+    tracks: PackedTracks | None = None
+    """Sparse points, where they were packed."""
 
     def __len__(self) -> int:
         """Number of photos."""
@@ -86,18 +101,39 @@ def typical_depth(cloud: PointCloud | None, cameras: Cameras) -> Float[Tensor, "
     return torch.stack(depths)
 
 
-def _load(folder: Path, long_side: int) -> tuple[Scene, Tensor]:
+def _long_tracks(capture: Capture) -> dict[str, Tensor]:
+    """Keep points with three observations or more; those of two where there are no longer ones."""
+    if capture.points is None or capture.tracks is None:
+        return {}
+    seen = torch.stack([capture.tracks.point, capture.tracks.frame], dim=1).unique(dim=0)
+    count = torch.bincount(seen[:, 0], minlength=len(capture.points))
+    kept = count >= (3 if int(count.max()) >= 3 else 2)
+    number = kept.cumsum(0) - 1
+    seen = seen[kept[seen[:, 0]]]
+    return {
+        "track_xyz": capture.points.xyz[kept].contiguous(),
+        "track_point": number[seen[:, 0]].to(torch.int32),
+        "track_frame": seen[:, 1].to(torch.int16),
+    }
+
+
+def _load(folder: Path, long_side: int) -> tuple[Scene, Tensor, dict[str, Tensor]]:
     capture = load_capture(folder)
     indices = tuple(range(len(capture.names)))
     first = capture.cameras[0]
     scale = min(1.0, long_side / max(first.height, first.width))
     size = (round(first.height * scale), round(first.width * scale))
     scene = load_scene(capture, indices, height=size[0], width=size[1])
-    return scene, typical_depth(capture.points, scene.cameras)
+    return scene, typical_depth(capture.points, scene.cameras), _long_tracks(capture)
 
 
 def pack_scenes(
-    folders: Sequence[Path], path: Path, *, long_side: int = 352, quality: int = 88
+    folders: Sequence[Path],
+    path: Path,
+    *,
+    long_side: int = 352,
+    quality: int = 88,
+    with_tracks: bool = False,
 ) -> int:
     """Write scenes into one file and return its size in bytes.
 
@@ -106,6 +142,7 @@ def pack_scenes(
         path: The file to write.
         long_side: Photos are shrunk to this many pixels along their longer side.
         quality: JPEG quality.
+        with_tracks: Pack sparse points too, which measure and teach depth.
 
     Raises:
         InputError: There is no scene, or one cannot be read.
@@ -115,12 +152,14 @@ def pack_scenes(
     tensors: dict[str, Tensor] = {}
     entries = []
     for index, folder in enumerate(folders):
-        scene, depth = _load(folder, long_side)
+        scene, depth, tracks = _load(folder, long_side)
         jpegs = [_encode(image, quality) for image in scene.images]
         tensors[f"{index}.jpeg"] = torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8)
         tensors[f"{index}.c2w"] = scene.cameras.c2w.contiguous()
         tensors[f"{index}.K"] = scene.cameras.K.contiguous()
         tensors[f"{index}.depth"] = depth
+        if with_tracks:
+            tensors |= {f"{index}.{key}": value for key, value in tracks.items()}
         entries.append(
             {
                 "name": folder.name,
@@ -163,10 +202,16 @@ def _read_scene(file: safe_open, index: int, entry: dict) -> PackedScene:
         height=entry["size"][0],
         width=entry["size"][1],
     )
+    names = set(file.keys())
+    tracks = None
+    if f"{index}.track_xyz" in names:
+        xyz, point, frame = (file.get_tensor(f"{index}.{key}") for key in _TRACKS)
+        tracks = PackedTracks(xyz=xyz, point=point.long(), frame=frame.long())
     return PackedScene(
         name=entry["name"],
         photo_names=tuple(entry["photos"]),
         jpegs=tuple(data[a:b] for a, b in zip(starts, ends, strict=True)),
         cameras=cameras,
         depth=file.get_tensor(f"{index}.depth"),
+        tracks=tracks,
     )

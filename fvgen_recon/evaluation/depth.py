@@ -210,7 +210,7 @@ def measure_depth(
     held: Scene,
     case: DepthCase,
     points: SparsePoints,
-) -> DepthFigures:
+) -> tuple[DepthFigures, DepthMaps]:
     """Run an estimator on the inputs of a case and compare with what it did not see."""
     start = time.perf_counter()
     maps = estimate_depth(scene)
@@ -221,7 +221,7 @@ def measure_depth(
     trusted = confidence >= 0.5
     frames, hit, filled = render_held_out(lift_depth(scene, maps), held)
     every = torch.ones_like(hit[0])
-    return DepthFigures(
+    figures = DepthFigures(
         gap_deg=case.gap_deg,
         seconds=seconds,
         right_2=float((error < 0.02).float().mean()),
@@ -239,6 +239,7 @@ def measure_depth(
         ),
         **_calibration(error, confidence),
     )
+    return figures, maps
 
 
 _COLUMNS = {

@@ -6,10 +6,12 @@ from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.pointcloud.dataset import DatasetPoints
 from fvgen_recon.pointcloud.dust3r import Dust3r
 from fvgen_recon.pointcloud.frustum import RandomPoints
+from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 
 ESTIMATORS: dict[str, Callable[[], PointCloudEstimator]] = {
     "plane-sweep": PlaneSweep,
+    "mvs": LearnedStereo,
     "dataset": DatasetPoints,
     "dust3r": Dust3r,
     "random": RandomPoints,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import unproject_depth
@@ -62,16 +62,21 @@ def gather_evidence(
     clarity: Float[Tensor, "V H W"],
     inverse_depth: Float[Tensor, "V H W"],
     cameras: Cameras,
+    others: Int[Tensor, "V S"] | None = None,
 ) -> Evidence:
-    """Compare the views' depth maps with each other and collect what speaks for each pixel."""
-    found = compare_depth(inverse_depth, cameras)
+    """Compare the views' depth maps with each other and collect what speaks for each pixel.
+
+    Each view is compared with those listed in its row of `others`, by default with all.
+    """
+    if others is None:
+        others = other_views(len(cameras), inverse_depth)
+    found = compare_depth(inverse_depth, cameras, others)
     close = found.seen & (found.relative.abs() < _MAX_RELATIVE)
     agree = torch.exp(-found.error.square()) * close
     ordered = agree.sort(dim=1, descending=True).values
     points, _ = unproject_depth(1 / inverse_depth, cameras)
     sight = normalise(cameras.position[:, None, None] - points)
-    others = cameras.position[other_views(len(cameras), points)]
-    aside = normalise(others[:, :, None, None] - points[:, None])
+    aside = normalise(cameras.position[others][:, :, None, None] - points[:, None])
     angle = torch.arccos((sight[:, None] * aside).sum(-1).clamp(-1, 1)) * (agree > 0.3)
     return Evidence(
         score=score,

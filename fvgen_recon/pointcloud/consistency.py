@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import pixel_centres
@@ -29,26 +29,33 @@ class Agreement:
     """True where the point lies inside the other view."""
 
 
-def compare_depth(inverse_depth: Float[Tensor, "V H W"], cameras: Cameras) -> Agreement:
-    """Project each pixel into all other views, look up their depth and project back."""
+def compare_depth(
+    inverse_depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    others: Int[Tensor, "V S"] | None = None,
+) -> Agreement:
+    """Project each pixel into other views (by default all), look up their depth, project back."""
     num_views, height, width = inverse_depth.shape
     size = (height, width)
-    others = other_views(num_views, inverse_depth)
+    if others is None:
+        others = other_views(num_views, inverse_depth)
     uv, z = project_inverse_depth(relate_views(cameras, others), inverse_depth[:, None], size)
     uv, z = uv[:, :, 0], z[:, :, 0]
     found = sample_views(inverse_depth[:, None], others.reshape(-1), uv.flatten(0, 1))
     found = found.reshape(z.shape)
-    back, scale = _project_back(cameras, uv, found)
+    back, scale = _project_back(cameras, others, uv, found)
     error = (back - pixel_centres(height, width, uv)).norm(dim=-1)
     relative = scale / (found * (1 / inverse_depth)[:, None]) - 1
     return Agreement(error=error, relative=relative, seen=inside_image(uv, z, size))
 
 
 def _project_back(
-    cameras: Cameras, uv: Float[Tensor, "V S H W 2"], inverse_depth: Float[Tensor, "V S H W"]
+    cameras: Cameras,
+    others: Int[Tensor, "V S"],
+    uv: Float[Tensor, "V S H W 2"],
+    inverse_depth: Float[Tensor, "V S H W"],
 ) -> tuple[Float[Tensor, "V S H W 2"], Float[Tensor, "V S H W"]]:
     """From points of the other views, at given inverse depths, to the views themselves."""
-    others = other_views(uv.shape[0], uv)
     to_view = cameras.w2c[:, None] @ cameras.c2w[others]
     K, K_inverse = cameras.K[:, None], torch.linalg.inv(cameras.K)[others]
     infinity = K @ to_view[..., :3, :3] @ K_inverse

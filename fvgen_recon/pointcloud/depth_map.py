@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import unproject_depth
-from fvgen_recon.types import PointCloud, Scene
+from fvgen_recon.types import Cameras, PointCloud, Scene
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,3 +32,14 @@ def lift_depth(scene: Scene, maps: DepthMaps) -> PointCloud:
         confidence=maps.confidence.reshape(-1),
         view=view.reshape(-1),
     )
+
+
+def reduce_scene(scene: Scene, long_side: int) -> tuple[Float[Tensor, "V 3 H W"], Cameras]:
+    """Return photos and cameras with the longer side at most `long_side`."""
+    height, width = scene.cameras.height, scene.cameras.width
+    scale = min(1.0, long_side / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if size == (height, width):
+        return scene.images, scene.cameras
+    images = F.interpolate(scene.images, size, mode="area")
+    return images, scene.cameras.resize(*size)

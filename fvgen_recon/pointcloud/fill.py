@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _NUM_PASSES = 3
+_FILLED_CONFIDENCE = 0.49
 
 
 def _recurse(values: Float[Tensor, "H V C W"], keep: Float[Tensor, "H V 1 W"]) -> Tensor:
@@ -65,3 +66,16 @@ def _path_length(guide: Float[Tensor, "V C H W"], axis: int, scale: float) -> Te
     length = torch.ones_like(guide[:, 0])
     length.narrow(axis - 1, 1, guide.shape[axis] - 1).add_(scale * change)
     return length
+
+
+def fill_untrusted(
+    inverse_depth: Float[Tensor, "V H W"],
+    confidence: Float[Tensor, "V H W"],
+    images: Float[Tensor, "V 3 H W"],
+) -> tuple[Float[Tensor, "V H W"], Float[Tensor, "V H W"]]:
+    """Replace depths of confidence below 0.5 by trusted neighbours; they stay below 0.5."""
+    trusted = confidence >= 0.5
+    reach = 0.1 * max(images.shape[-2:])
+    spread, weight = spread_guided(inverse_depth, trusted * confidence, images, reach=reach)
+    filled = torch.where(trusted | (weight < 1e-12), inverse_depth, spread)
+    return filled, torch.where(trusted, confidence, confidence.clamp_max(_FILLED_CONFIDENCE))

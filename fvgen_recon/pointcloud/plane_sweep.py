@@ -9,15 +9,13 @@ from torch import Tensor
 
 from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
 from fvgen_recon.pointcloud.confidence import Evidence, estimate_confidence, gather_evidence
-from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
+from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth, reduce_scene
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
-from fvgen_recon.pointcloud.fill import spread_guided
+from fvgen_recon.pointcloud.fill import fill_untrusted
 from fvgen_recon.pointcloud.neighbour import best_sources
 from fvgen_recon.pointcloud.refine import base_surface, offset_hypotheses
 from fvgen_recon.pointcloud.sweep import ViewPairs, match_scores, relate_views
 from fvgen_recon.types import Cameras, PointCloud, Scene
-
-_FILLED_CONFIDENCE = 0.49
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +60,12 @@ class PlaneSweep:
         Raises:
             InputError: Fewer than two views came, or they do not overlap.
         """
-        small, small_cameras = _reduce(scene, self.coarse_side)
+        small, small_cameras = reduce_scene(scene, self.coarse_side)
         span = find_depth_span(small, small_cameras)
-        images, cameras = _reduce(scene, self.long_side)
+        images, cameras = reduce_scene(scene, self.long_side)
         inverse_depth, evidence = self._match(images, cameras, span)
         confidence = estimate_confidence(evidence)
-        trusted = confidence >= 0.5
-        reach = 0.1 * max(images.shape[-2:])
-        spread, weight = spread_guided(inverse_depth, trusted * confidence, images, reach=reach)
-        filled = torch.where(trusted | (weight < 1e-12), inverse_depth, spread)
-        confidence = torch.where(trusted, confidence, confidence.clamp_max(_FILLED_CONFIDENCE))
+        filled, confidence = fill_untrusted(inverse_depth, confidence, images)
         size = (scene.cameras.height, scene.cameras.width)
         return DepthMaps(
             depth=1 / F.interpolate(filled[:, None], size, mode="nearest-exact")[:, 0],
@@ -119,14 +113,3 @@ class PlaneSweep:
             cameras=cameras,
         )
         return inverse_depth, evidence
-
-
-def _reduce(scene: Scene, long_side: int) -> tuple[Float[Tensor, "V 3 H W"], Cameras]:
-    """Photos and cameras with the longer side at most `long_side`."""
-    height, width = scene.cameras.height, scene.cameras.width
-    scale = min(1.0, long_side / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if size == (height, width):
-        return scene.images, scene.cameras
-    images = F.interpolate(scene.images, size, mode="area")
-    return images, scene.cameras.resize(*size)

@@ -1,0 +1,157 @@
+"""The training loop of the stereo network, within a wall-clock budget and resumable."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fvgen_recon.distill.checkpoint import load_optimizer, load_tensors, optimizer_tensors
+from fvgen_recon.distill.pretrain import update_ema
+from fvgen_recon.distill.stereo.bank import StereoBank
+from fvgen_recon.distill.stereo.loss import stereo_losses
+from fvgen_recon.errors import TrainingError, WeightsError
+from fvgen_recon.io.file import atomic_path
+from fvgen_recon.pointcloud.mvs.network import MvsNetwork
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StereoSettings:
+    """How the stereo network is trained."""
+
+    seconds: float = 240.0
+    """Wall-clock budget of the whole training, earlier parts included; the rate falls over it."""
+    max_steps: int = 10_000_000
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    views_a_batch: int = 16
+    """About how many views a batch holds, in groups of two to five."""
+    view_shares: tuple[float, ...] = (0.2, 0.45, 0.2, 0.15)
+    """How often groups have two, three, four and five views."""
+    real_share: float = 0.65
+    """Chance that a group is real rather than rendered."""
+    sizes: tuple[tuple[int, int], ...] = ((192, 256), (256, 192), (160, 256), (256, 144))
+    """Heights and widths of batches; sides are multiples of 16."""
+    log_every: int = 25
+    """Steps between two lines of the curve."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StereoProgress:
+    """One line of the curve: means since the last one."""
+
+    step: int
+    seconds: float
+    rate: float
+    figures: dict[str, float]
+
+
+class StereoTrainer:
+    """Network, average and optimizer; yields its curve while it trains."""
+
+    def __init__(
+        self, network: MvsNetwork, average: MvsNetwork, bank: StereoBank, settings: StereoSettings
+    ) -> None:
+        self.network, self.average = network, average
+        self.bank, self.settings = bank, settings
+        names = dict(network.named_parameters())
+        self.names = list(names)
+        self.device = next(network.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            list(names.values()),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=(0.9, 0.99),
+            fused=self.device.type == "cuda",
+        )
+        network.is_mixed = self.device.type == "cuda"
+        self.step, self.seconds = 0, 0.0
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs."""
+        tensors = {f"model/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
+        state = optimizer_tensors(self.optimizer, self.names)
+        tensors |= {f"optimizer/{k}": v for k, v in state.items()}
+        flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        with atomic_path(path) as target:
+            save_file(flat, target, {"step": str(self.step), "seconds": str(self.seconds)})
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            WeightsError: It does not fit this network.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            self.step, self.seconds = int(header["step"]), float(header["seconds"])
+        except Exception as error:
+            raise WeightsError(f"{path} is no state of a stereo training: {error}.") from error
+        for prefix, target in (("model/", self.network), ("average/", self.average)):
+            values = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            load_tensors(target.state_dict(), values, str(path))
+        prefix = "optimizer/"
+        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        load_optimizer(self.optimizer, self.names, state)
+        # Draws are not repeated: a new seed, from how far the training is.
+        self.bank.rng.manual_seed(1_000_003 + self.step)
+
+    def _rate(self) -> float:
+        share = min(1.0, self.seconds / self.settings.seconds)
+        warm = min(1.0, (self.step + 1) / 50)
+        return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
+
+    def _update(self) -> dict[str, Tensor]:
+        settings, rng = self.settings, self.bank.rng
+        shares = torch.tensor(settings.view_shares)
+        num_views = 2 + int(torch.multinomial(shares, 1, generator=rng))
+        size = settings.sizes[int(torch.randint(len(settings.sizes), (), generator=rng))]
+        num_groups = max(1, settings.views_a_batch // num_views)
+        batch = self.bank.draw(num_groups, num_views, size, settings.real_share)
+        result = self.network(batch.images, batch.cameras, batch.sources, batch.span)
+        losses = stereo_losses(result, batch.truth)
+        self.optimizer.param_groups[0]["lr"] = self._rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        update_ema(
+            self.average, self.network, min(settings.ema, (1 + self.step) / (10 + self.step))
+        )
+        return losses.figures | {"norm": norm.detach()}
+
+    def run(self) -> Iterator[StereoProgress]:
+        """Train until the budget is spent.
+
+        Raises:
+            TrainingError: The loss is no longer finite.
+        """
+        last, sums, count = time.monotonic(), {}, 0
+        while self.seconds < self.settings.seconds and self.step < self.settings.max_steps:
+            figures = self._update()
+            sums = {k: sums.get(k, 0) + v for k, v in figures.items()}
+            count += 1
+            done = self.step >= self.settings.max_steps
+            if self.step % self.settings.log_every == 0 or done:
+                means = {k: float(v) / count for k, v in sums.items()}
+                if not math.isfinite(means["total"]):
+                    raise TrainingError(
+                        f"The stereo training is no longer finite at step {self.step}: {means}."
+                    )
+                yield StereoProgress(
+                    step=self.step, seconds=self.seconds, rate=self._rate(), figures=means
+                )
+                sums, count = {}, 0
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now

@@ -1,0 +1,1 @@
+"""A compact multi-view stereo network behind the point-cloud protocol."""

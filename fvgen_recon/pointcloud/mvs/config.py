@@ -1,0 +1,27 @@
+"""Sizes of the stereo network."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MvsConfig:
+    """Everything that decides the shapes of the weights, and the hypotheses."""
+
+    widths: tuple[int, int, int] = (32, 64, 128)
+    """Channels of the photo encoder at 1/2, 1/4 and 1/8 of the image size."""
+    matched: tuple[int, int] = (16, 32)
+    """Channels that are compared at 1/2 and 1/4."""
+    groups: tuple[int, int] = (4, 8)
+    """Groups that these are correlated in."""
+    volume: tuple[int, int] = (12, 20)
+    """Channels of the volumes' networks at 1/2 and 1/4."""
+    num_attention: int = 2
+    """Blocks of attention within and between views at 1/8; 0 for none."""
+    head_dim: int = 32
+    """Channels of a head of attention."""
+    num_planes: int = 64
+    """Hypotheses of the first stage, evenly spaced in inverse depth."""
+    num_offsets: int = 16
+    """Hypotheses of the second stage, around what the first one found."""
+    spacing: float = 0.25
+    """Spacing of these over that of the planes."""

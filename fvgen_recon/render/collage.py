@@ -1,0 +1,236 @@
+"""Collages: random solids covered with photos, ray traced with exact depth, many at a time.
+
+Made to train stereo on. Photos as textures look like the real world, and since every ray meets
+every solid in one tensor operation, thousands of scenes cost little on a GPU.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fvgen_recon.geometry.projection import camera_rays
+from fvgen_recon.geometry.rigid import look_at, normalise
+from fvgen_recon.render.procedural import ProceduralRender
+from fvgen_recon.types import Cameras
+
+_FAR = 1e6
+_NEAR = 0.05
+_TEXELS = 256
+_LEVELS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextureAtlas:
+    """Square textures with their halvings, in one row of texels."""
+
+    texels: Float[Tensor, "P 3"]
+    """Colours in [0, 1]: of all textures at full size, then at half size, and so on."""
+    count: int
+    """Number of textures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collage:
+    """K ellipsoids and boxes; the first is a box around everything, seen from inside."""
+
+    is_round: Bool[Tensor, "K"]
+    """True for ellipsoids."""
+    centre: Float[Tensor, "K 3"]
+    """World positions."""
+    rotation: Float[Tensor, "K 3 3"]
+    """Object-to-world rotations."""
+    size: Float[Tensor, "K 3"]
+    """Half axes or half sides."""
+    texture: Int[Tensor, "K"]
+    """Texture of each solid."""
+    texture_side: Float[Tensor, "K"]
+    """World length that a texture covers; it is mirrored beyond."""
+    gain: Float[Tensor, "K"]
+    """Contrast of the texture around its mean, 1 as photographed."""
+    gloss: Float[Tensor, "K"]
+    """Strength of a highlight that moves with the viewer."""
+    light: Float[Tensor, "3"]
+    """Unit direction towards the light."""
+
+
+def build_atlas(textures: Float[Tensor, "M 3 S S"]) -> TextureAtlas:
+    """Store textures of 256 texels a side with their halvings."""
+    assert textures.shape[-1] == textures.shape[-2] == _TEXELS
+    levels = [textures]
+    for _ in range(_LEVELS - 1):
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    flat = [level.permute(0, 2, 3, 1).reshape(-1, 3) for level in levels]
+    return TextureAtlas(texels=torch.cat(flat), count=textures.shape[0])
+
+
+def random_collage(rng: torch.Generator, num_textures: int) -> Collage:
+    """Draw a room of some 6 to 14 units with 6 to 18 solids and boards around its centre."""
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=rng)
+
+    count = int(torch.randint(7, 19, (1,), generator=rng))
+    size = uniform(count, 3, low=0.15, high=0.9) * uniform(count, 1, low=0.5, high=1.2)
+    thin = uniform(count) < 0.3
+    size[thin, 2] = 0.02
+    centre = uniform(count, 3, low=-1.6, high=1.6)
+    centre[:, 1] *= 0.6
+    axis = torch.randn(count, 3, generator=rng)
+    upright = uniform(count) < 0.6
+    axis[upright] = torch.tensor([0.0, 1.0, 0.0])
+    rotation = _turn(axis, uniform(count, high=math.pi))
+    size[0] = uniform(3, low=5.0, high=9.0)
+    size[0, 1] = float(uniform(1, low=4.8, high=8.0))
+    centre[0], rotation[0] = uniform(3, low=-0.5, high=0.5), torch.eye(3)
+    if float(uniform(1)) < 0.7:  # a floor under the solids
+        size[1] = torch.tensor([20.0, 0.3, 20.0])
+        centre[1] = torch.tensor([0.0, 1.0 + 0.3 + 0.6 * float(uniform(1)), 0.0])
+        rotation[1] = torch.eye(3)
+        thin[1] = True
+    return Collage(
+        is_round=(uniform(count) < 0.4) & ~thin & (torch.arange(count) > 0),
+        centre=centre,
+        rotation=rotation,
+        size=size,
+        texture=torch.randint(num_textures, (count,), generator=rng),
+        texture_side=torch.where(
+            torch.arange(count) < 2, uniform(count, low=2, high=7), uniform(count, low=0.6, high=3)
+        ),
+        gain=torch.where(uniform(count) < 0.2, uniform(count, high=0.3), uniform(count, low=0.5)),
+        gloss=torch.where(uniform(count) < 0.25, uniform(count, high=0.5), torch.zeros(count)),
+        light=normalise(torch.randn(3, generator=rng) + torch.tensor([0.0, -1.0, 0.0])),
+    )
+
+
+def _turn(axis: Tensor, angle: Tensor) -> Tensor:
+    """Rotations by angles about axes."""
+    x, y, z = normalise(axis).unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(skew * angle[:, None, None])
+
+
+def random_arc(
+    rng: torch.Generator, num_views: int, *, height: int, width: int, max_gap_deg: float = 45.0
+) -> Cameras:
+    """Draw cameras on an uneven arc around the centre, gaps of 3 degrees and more."""
+
+    def uniform(*shape: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=rng)
+
+    gap = float(uniform(1, low=3.0, high=max_gap_deg))
+    azimuth = torch.cumsum(gap * uniform(num_views, low=0.6, high=1.0), 0)
+    azimuth = torch.deg2rad(azimuth + float(uniform(1, low=0, high=360)))
+    lift = float(uniform(1, low=-0.1, high=0.5)) + uniform(num_views, low=-0.5, high=0.5) * gap / 60
+    distance = float(uniform(1, low=2.6, high=4.3)) * uniform(num_views, low=0.9, high=1.05)
+    offset = torch.stack([azimuth.sin(), -lift.sin(), -azimuth.cos()], dim=-1)
+    target = 0.5 * torch.randn(3, generator=rng) * torch.tensor([1.0, 0.4, 1.0])
+    aim = target + 0.15 * torch.randn(num_views, 3, generator=rng)
+    up = torch.tensor([0.0, -1.0, 0.0]) + 0.08 * torch.randn(3, generator=rng)
+    c2w = look_at(distance[:, None] * normalise(offset), aim, up)
+    fov = float(uniform(1, low=38, high=75))
+    focal = 0.5 * max(height, width) / math.tan(math.radians(fov) / 2)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    return Cameras(c2w=c2w, K=K.expand(num_views, 3, 3).clone(), height=height, width=width)
+
+
+def _hits(collage: Collage, eye: Tensor, rays: Tensor) -> Float[Tensor, "P K"]:
+    """Ray parameter of each ray's first hit with each solid."""
+    to_local = collage.rotation / collage.size[:, None]  # columns are the scaled axes
+    origin = torch.einsum("ki,kij->kj", eye - collage.centre, to_local)
+    ray = torch.einsum("pi,kij->pkj", rays, to_local)
+    a, b = ray.square().sum(-1), (ray * origin).sum(-1)
+    root = b.square() - a * (origin.square().sum(-1) - 1)
+    ball = (-b - root.clamp_min(0).sqrt()) / a
+    ball = torch.where((root > 0) & (ball > _NEAR), ball, _FAR)
+    inverse = 1 / torch.where(ray.abs() < 1e-9, torch.full_like(ray, 1e-9), ray)
+    first, second = (-1 - origin) * inverse, (1 - origin) * inverse
+    enter = torch.minimum(first, second).amax(-1)
+    leave = torch.maximum(first, second).amin(-1)
+    box = torch.where((leave > enter) & (enter > _NEAR), enter, _FAR)
+    hit = torch.where(collage.is_round, ball, box)
+    hit[:, 0] = leave[:, 0]
+    return hit
+
+
+def _read_texels(
+    atlas: TextureAtlas, texture: Tensor, place: Float[Tensor, "P 2"], level: Int[Tensor, "P"]
+) -> Float[Tensor, "P 3"]:
+    """Read textures between their texels, mirrored outside [0, 1]."""
+    side = _TEXELS >> level
+    start = atlas.count * torch.tensor(
+        [sum((_TEXELS >> k) ** 2 for k in range(n)) for n in range(_LEVELS)], device=place.device
+    )
+    start = start[level] + texture * side * side
+    folded = 1 - (place.remainder(2) - 1).abs()
+    at = folded * side[:, None] - 0.5
+    base = at.floor()
+    share = at - base
+    colour = torch.zeros(len(place), 3, device=place.device)
+    for corner in range(4):
+        step = torch.tensor([corner & 1, corner >> 1], device=place.device)
+        cell = (base.long() + step).clamp_min(0).minimum(side[:, None] - 1)
+        weight = torch.where(step.bool(), share, 1 - share).prod(-1)
+        texel = start + cell[:, 1] * side + cell[:, 0]
+        colour = colour + weight[:, None] * atlas.texels[texel]
+    return colour
+
+
+def _colours(
+    collage: Collage, atlas: TextureAtlas, camera: Cameras, rays: Tensor
+) -> Float[Tensor, "P 3"]:
+    eye = camera.position
+    depth, which = _hits(collage, eye, rays).min(dim=1)
+    point = eye + depth[:, None] * rays
+    rotation, size = collage.rotation[which], collage.size[which]
+    local = torch.einsum("pi,pij->pj", point - collage.centre[which], rotation)
+    unit = local / size
+    axis = unit.abs().argmax(dim=-1)
+    flat = F.one_hot(axis, 3).float() * unit.sign()
+    normal = torch.where(collage.is_round[which][:, None], unit / size, flat)
+    normal = normalise(torch.einsum("pj,pij->pi", normal, rotation))
+    others = torch.tensor([[1, 2], [0, 2], [0, 1]], device=rays.device)[axis]
+    side = collage.texture_side[which]
+    place = local.gather(1, others) / side[:, None] + 0.37 * which[:, None]
+    footprint = depth / camera.K[0, 0] / side * _TEXELS
+    level = footprint.clamp_min(1e-3).log2().round().clamp(0, _LEVELS - 1).long()
+    colour = _read_texels(atlas, collage.texture[which], place, level)
+    colour = 0.5 + (colour - 0.5) * collage.gain[which][:, None]
+    sight = normalise(rays)
+    facing = -(normal * sight).sum(-1, keepdim=True)
+    normal = normal * torch.where(facing < 0, -1.0, 1.0)
+    shade = 0.55 + 0.45 * (normal @ collage.light).clamp_min(0)
+    mirrored = sight - 2 * (sight * normal).sum(-1, keepdim=True) * normal
+    highlight = collage.gloss[which] * (mirrored @ collage.light).clamp_min(0) ** 12
+    return (colour * shade[:, None] + highlight[:, None]).clamp(0, 1)
+
+
+def render_collage(
+    collage: Collage, atlas: TextureAtlas, cameras: Cameras, *, supersample: int = 2
+) -> ProceduralRender:
+    """Photograph a collage; everything must be on one device.
+
+    Args:
+        collage: What to photograph.
+        atlas: Its textures.
+        cameras: V cameras inside the outer box.
+        supersample: Rays a pixel side for the colours; depth is taken at pixel centres.
+    """
+    images, depths = [], []
+    for camera in cameras:
+        fine = camera.resize(camera.height * supersample, camera.width * supersample)
+        colour = _colours(collage, atlas, fine, camera_rays(fine).reshape(-1, 3))
+        colour = colour.T.reshape(1, 3, fine.height, fine.width)
+        images.append(F.avg_pool2d(colour, supersample)[0])
+        hits = _hits(collage, camera.position, camera_rays(camera).reshape(-1, 3))
+        depths.append(hits.amin(dim=1).reshape(camera.height, camera.width))
+    return ProceduralRender(images=torch.stack(images), depth=torch.stack(depths))
+
+
+def move_collage(collage: Collage, device: torch.device) -> Collage:
+    """Move the tensors to a device."""
+    return Collage(**{f.name: getattr(collage, f.name).to(device) for f in fields(collage)})

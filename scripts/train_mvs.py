@@ -1,0 +1,304 @@
+"""Train the stereo network from packed scenes and compare it with the plane sweep.
+
+Depth to train on is measured first, by plane sweeps over many views (kept in --cache); then the
+network trains for --settings.seconds; then both are measured on the validation scenes. Run it
+again with the same --out to go on where it stopped.
+
+Usage:
+    python scripts/pack_scenes.py --scenes TRAIN --out train.pack --long-side 320 --tracks
+    python scripts/pack_scenes.py --scenes VAL --out val.pack --long-side 320 --tracks
+    python scripts/train_mvs.py --train train.pack --val val.pack --out outputs/mvs
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+import tyro
+
+from fvgen_recon.distill.pack import PackedScene, read_pack
+from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, prepare_scene
+from fvgen_recon.distill.stereo.training import StereoProgress, StereoSettings, StereoTrainer
+from fvgen_recon.distill.stereo.truth import TruthSettings, find_truth, load_truth, save_truth
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.evaluation.depth import (
+    DepthCase,
+    DepthFigures,
+    SparsePoints,
+    calibration_table,
+    depth_table,
+    find_cases,
+    measure_depth,
+    pair_angles,
+)
+from fvgen_recon.io.file import atomic_path, write_json
+from fvgen_recon.io.image import write_image
+from fvgen_recon.pointcloud.depth_map import DepthMaps
+from fvgen_recon.pointcloud.mvs.checkpoint import load_mvs, save_mvs
+from fvgen_recon.pointcloud.mvs.config import MvsConfig
+from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
+from fvgen_recon.pointcloud.mvs.network import MvsNetwork
+from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
+from fvgen_recon.types import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Train the stereo network and compare it with the plane sweep."""
+
+    train: Path
+    """Packed training scenes with tracks."""
+    val: Path
+    """Packed validation scenes with tracks; only ever measured on."""
+    out: Path
+    """Folder for weights, state, curve, tables and pictures."""
+    cache: Path | None = None
+    """Folder for the depth to train on; inside `out` by default."""
+    init: Path | None = None
+    """Folder of weights to start from."""
+    settings: StereoSettings = field(default_factory=StereoSettings)
+    network: MvsConfig = field(default_factory=MvsConfig)
+    truth: TruthSettings = field(default_factory=TruthSettings)
+    num_workers: int = 4
+    """Processes that measure the depth to train on; 0 does it in this one."""
+    save_every: float = 60.0
+    """Seconds between two saves."""
+    num_views: int = 3
+    """Input views of the validation cases."""
+    angles: tuple[float, ...] = (8.0, 14.0, 20.0, 27.0, 35.0, 42.0)
+    """Wanted angles between neighbouring views there, in degrees."""
+    max_held_out: int = 3
+    """Held-out photos of each case."""
+    only_scenes: tuple[str, ...] = ()
+    """Restrict both packs to these scenes, for a quick look."""
+    baseline: bool = True
+    """Measure the plane sweep too."""
+    seed: int = 0
+
+
+START = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print with the time since the start."""
+    print(f"[{time.monotonic() - START:6.1f} s] {text}", flush=True)
+
+
+def read_scenes(path: Path, args: Arguments) -> tuple[PackedScene, ...]:
+    """Read a pack, restricted to the scenes asked for."""
+    scenes = read_pack(path)
+    if any(scene.tracks is None for scene in scenes):
+        raise InputError(f"{path} holds no tracks: pack it with scripts/pack_scenes.py --tracks.")
+    return tuple(s for s in scenes if not args.only_scenes or s.name in args.only_scenes)
+
+
+def measure_truth(worker: int, num_workers: int, args: Arguments, cache: Path) -> None:
+    """Measure the depth of a worker's share of the scenes, the largest first."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if num_workers > 1:
+        torch.set_num_threads(1)
+    scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
+    for scene in scenes[worker::num_workers]:
+        path = cache / f"{scene.name}.safetensors"
+        if path.exists():
+            continue
+        truth = find_truth(scene, args.truth, device)
+        save_truth(path, truth)
+        say(
+            f"depth of {scene.name}: {len(scene)} photos, {100 * truth.dense_share:.0f} % known, "
+            f"of the sparse points {100 * truth.right_2:.0f} % within 2 %, "
+            f"{100 * truth.right_5:.0f} % within 5 %"
+        )
+
+
+def find_all_truth(args: Arguments, cache: Path) -> None:
+    """Measure what the cache lacks, in several processes."""
+    if args.num_workers == 0:
+        measure_truth(0, 1, args, cache)
+        return
+    context = mp.get_context("spawn")
+    workers = [
+        context.Process(target=measure_truth, args=(i, args.num_workers, args, cache))
+        for i in range(args.num_workers)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode != 0:
+            raise FvgenError("A process that measures depth failed: see its message above.")
+
+
+def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[RealScene]:
+    """Decode all scenes whose depth is known."""
+    ready = []
+    for scene in read_scenes(args.train, args):
+        truth = load_truth(cache / f"{scene.name}.safetensors")
+        prepared = prepare_scene(scene, truth.inverse_depth, device)
+        if prepared is None:
+            say(f"{scene.name} is left out: no two views with known depth fit")
+        else:
+            ready.append(prepared)
+    if not ready:
+        raise FvgenError("No training scene has known depth: are photos and poses right?")
+    return ready
+
+
+def make_trainer(args: Arguments, bank: StereoBank, device: torch.device) -> StereoTrainer:
+    """Build the networks; start from weights or an earlier state where there are any."""
+    torch.manual_seed(args.seed)
+    network = MvsNetwork(args.network)
+    if args.init is not None:
+        network = load_mvs(args.init).train().requires_grad_(True)
+    average = MvsNetwork(network.config)
+    average.load_state_dict(network.state_dict())
+    trainer = StereoTrainer(
+        network.to(device), average.to(device).requires_grad_(False), bank, args.settings
+    )
+    state = args.out / "state.safetensors"
+    if state.exists():
+        trainer.resume(state)
+        say(f"goes on from step {trainer.step}, {trainer.seconds:.0f} s")
+    return trainer
+
+
+def save(args: Arguments, trainer: StereoTrainer, curve: Sequence[dict]) -> None:
+    """Write weights, state and curve."""
+    training = {
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+        "settings": asdict(args.settings),
+        "seed": args.seed,
+    }
+    save_mvs(args.out / "weights", trainer.average, training)
+    trainer.save(args.out / "state.safetensors")
+    write_json(args.out / "curve.json", {"training": training, "curve": list(curve)})
+
+
+def describe(line: StereoProgress, budget: float) -> str:
+    """One line of progress with the time left."""
+    figures = " ".join(f"{k} {v:.3f}" for k, v in line.figures.items())
+    per_second = line.step / max(line.seconds, 1e-6)
+    left = max(0.0, budget - line.seconds)
+    return f"step {line.step} ({per_second:.1f}/s) {figures} left {left:.0f} s"
+
+
+def train(args: Arguments, trainer: StereoTrainer) -> None:
+    """Train, save every minute and at the end."""
+    path = args.out / "curve.json"
+    curve = json.loads(path.read_text())["curve"] if path.exists() and trainer.step else []
+    saved = time.monotonic()
+    for line in trainer.run():
+        curve.append(asdict(line))
+        say(describe(line, args.settings.seconds))
+        if time.monotonic() - saved > args.save_every:
+            save(args, trainer, curve)
+            saved = time.monotonic()
+    save(args, trainer, curve)
+
+
+def validation_cases(scene: PackedScene, args: Arguments) -> tuple[SparsePoints, list[DepthCase]]:
+    """Inputs and held-out photos of a validation scene by gap."""
+    assert scene.tracks is not None
+    points = SparsePoints(xyz=scene.tracks.xyz, point=scene.tracks.point, frame=scene.tracks.frame)
+    found = find_cases(
+        pair_angles(scene.cameras, points),
+        args.angles,
+        num_views=args.num_views,
+        max_held_out=args.max_held_out,
+    )
+    cases = {case.inputs: case for _, case in found}
+    return points, list(cases.values())
+
+
+def draw_panel(scene: Scene, maps: Sequence[DepthMaps]) -> torch.Tensor:
+    """First photo, then inverse depth and confidence of each estimator."""
+    inverse = [1 / m.depth[0] for m in maps]
+    low, high = torch.quantile(inverse[-1], torch.tensor([0.02, 0.98], device=inverse[-1].device))
+    shown = [((w - low) / (high - low)).clamp(0, 1) for w in inverse]
+    pictures = [p for s, m in zip(shown, maps, strict=True) for p in (s, m.confidence[0])]
+    return torch.cat([scene.images[0], *(p.expand(3, -1, -1) for p in pictures)], dim=2).cpu()
+
+
+def measure_case(
+    packed: PackedScene,
+    case: DepthCase,
+    points: SparsePoints,
+    estimators: Mapping[str, PlaneSweep | LearnedStereo],
+    device: torch.device,
+) -> tuple[dict[str, DepthFigures], torch.Tensor | None]:
+    """Figures of each estimator that found depth, and a strip of pictures."""
+    size = (packed.cameras.height, packed.cameras.width)
+    scene = packed.scene(case.inputs, *size).to(device)
+    held = packed.scene(case.held_out, *size).to(device)
+    figures, maps = {}, []
+    for name, estimator in estimators.items():
+        try:
+            found, shown = measure_depth(estimator.estimate_depth, scene, held, case, points)
+        except InputError as error:
+            say(f"{packed.name} {case.gap_deg:.0f} degrees, {name}: {error}")
+            continue
+        figures[name] = found
+        maps.append(shown)
+        say(
+            f"{packed.name} {case.gap_deg:.0f} degrees, {name}: right to 2 % "
+            f"{100 * found.right_2:.1f} %, trusted {100 * found.trusted:.0f} %, of these "
+            f"{100 * found.trusted_right_2:.1f} %, covered {100 * found.covered:.0f} % at "
+            f"{found.psnr_covered:.2f} dB, filled {found.psnr_filled:.2f} dB"
+        )
+    return figures, draw_panel(scene, maps) if len(maps) == len(estimators) else None
+
+
+def evaluate(args: Arguments, device: torch.device) -> None:
+    """Measure the network, as it was saved, and the plane sweep on the validation scenes."""
+    learned = LearnedStereo(weights=args.out / "weights")
+    estimators = {"plane-sweep": PlaneSweep()} if args.baseline else {}
+    estimators |= {"mvs": learned, "mvs, not filled": replace(learned, fill=False)}
+    figures: list[tuple[str, DepthFigures]] = []
+    rows = []
+    for packed in read_scenes(args.val, args):
+        points, cases = validation_cases(packed, args)
+        panels = []
+        for case in cases:
+            found, panel = measure_case(packed, case, points, estimators, device)
+            figures += found.items()
+            rows += [
+                {"scene": packed.name, "inputs": case.inputs, "estimator": name, **asdict(f)}
+                for name, f in found.items()
+            ]
+            if panel is not None:
+                panels.append(panel)
+        if panels:
+            write_image(args.out / f"{packed.name}.jpg", torch.cat(panels, dim=1))
+    write_json(args.out / "cases.json", rows)
+    text = depth_table(figures) + "\n" + calibration_table(figures)
+    with atomic_path(args.out / "table.md") as path:
+        path.write_text(text, encoding="utf-8")
+    print(text, flush=True)
+
+
+def main(args: Arguments) -> None:
+    """Measure depth, train, compare."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cache = args.cache or args.out / "truth"
+    find_all_truth(args, cache)
+    bank = StereoBank(prepare_scenes(args, cache, device), device, args.seed)
+    trainer = make_trainer(args, bank, device)
+    millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
+    say(f"{len(bank.scenes)} scenes, {millions:.2f} M parameters on {device}")
+    train(args, trainer)
+    say("trained; validation follows")
+    evaluate(args, device)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except FvgenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

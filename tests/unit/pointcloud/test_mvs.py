@@ -1,0 +1,202 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import make_scene
+from unit.pointcloud.stage import make_stage
+
+from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.geometry.rigid import look_at
+from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
+from fvgen_recon.pointcloud.mvs.checkpoint import load_mvs, save_mvs
+from fvgen_recon.pointcloud.mvs.config import MvsConfig
+from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
+from fvgen_recon.pointcloud.mvs.feature import patches
+from fvgen_recon.pointcloud.mvs.network import MvsNetwork, peak_index
+from fvgen_recon.pointcloud.mvs.upsampling import GuidedUpsampling
+from fvgen_recon.pointcloud.mvs.volume import MatchMaps, correlate_sources
+from fvgen_recon.pointcloud.neighbour import other_views
+from fvgen_recon.pointcloud.sweep import relate_views
+
+SMALL = MvsConfig(
+    widths=(8, 16, 32), matched=(8, 8), groups=(2, 2), volume=(4, 4), num_attention=1, head_dim=16
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("mvs") / "weights"
+    save_mvs(folder, MvsNetwork(SMALL), {"steps": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def staged(weights):
+    scene, depth = make_stage()
+    return scene, depth, LearnedStereo(weights=weights, fill=False).estimate_depth(scene)
+
+
+def test_patches_correlate_like_zncc(rng):
+    grey = torch.rand(1, 12, 14, generator=rng)
+    vectors = patches(grey)[0]
+    first, second = grey[0, 2:7, 3:8].flatten(), grey[0, 5:10, 6:11].flatten()
+    expected = torch.corrcoef(torch.stack([first, second]))[0, 1]
+    found = (vectors[:, 4, 5] * vectors[:, 7, 8]).sum()
+    assert torch.allclose(found, expected, atol=5e-3)
+
+
+def test_correlation_peaks_at_the_true_depth():
+    # Features that are a function of the world point match exactly at the true depth only.
+    scene, depth = make_stage((-8, 8))
+    cameras = scene.cameras.resize(32, 40)
+    truth = 1 / depth[:, :, ::2][:, torch.linspace(0, 59, 32).round().long()]
+    points, _ = _world(1 / truth, cameras)
+    waves = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)) * 4
+    features = torch.sin(points @ waves).permute(0, 3, 1, 2)
+    span = torch.stack([0.8 * truth.amin((1, 2)), 1.2 * truth.amax((1, 2))], dim=1)
+    planes = plane_depths(span, 64)
+    found = correlate_sources(
+        MatchMaps(features=features, patches=torch.zeros(2, 25, 64, 80)),
+        torch.arange(2),
+        relate_views(cameras, other_views(2, truth)),
+        planes,
+        2,
+    )
+    score = found.groups.mean(dim=2)[:, 0] * found.inside[:, 0]
+    best = planes[..., 0, 0].gather(1, score.argmax(dim=1).flatten(1)).reshape(truth.shape)
+    assert ((best / truth - 1).abs() < 0.03).float().mean() > 0.7
+
+
+def _world(depth, cameras):
+    from fvgen_recon.geometry.projection import unproject_depth
+
+    return unproject_depth(depth, cameras)
+
+
+def test_untrained_geometry_is_right(staged):
+    _, truth, maps = staged
+    error = maps.depth / truth - 1
+    assert maps.depth.shape == maps.confidence.shape == truth.shape
+    assert error.abs().median() < 0.012
+    assert error.median().abs() < 0.004
+    assert (maps.confidence >= 0).all()
+    assert (maps.confidence <= 1).all()
+
+
+def test_chunks_change_nothing_and_neither_does_a_second_run(weights, staged):
+    scene, _, maps = staged
+    estimator = LearnedStereo(weights=weights, fill=False, chunk=1)
+    again, twice = estimator.estimate_depth(scene), estimator.estimate_depth(scene)
+    assert torch.equal(again.depth, twice.depth)
+    assert torch.allclose(again.depth, maps.depth, rtol=1e-4)
+    assert torch.allclose(again.confidence, maps.confidence, atol=1e-4)
+
+
+def test_follows_a_similarity_of_the_world(weights, staged):
+    scene, _, maps = staged
+    turn = look_at(
+        torch.tensor([5.0, -3.0, 2.0]), torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.0, 0.0, 1.0])
+    )
+    c2w = scene.cameras.c2w.clone()
+    c2w[:, :3, 3] *= 7.5
+    moved = replace(scene, cameras=replace(scene.cameras, c2w=turn @ c2w))
+    other = LearnedStereo(weights=weights, fill=False).estimate_depth(moved)
+    ratio = other.depth / maps.depth / 7.5
+    assert ((ratio - 1).abs() < 0.01).float().mean() > 0.95
+
+
+def test_order_of_the_views_does_not_matter(weights, staged):
+    scene, _, maps = staged
+    order = [2, 0, 1]
+    mixed = replace(
+        scene,
+        images=scene.images[order],
+        cameras=scene.cameras[order],
+        names=tuple(scene.names[i] for i in order),
+    )
+    other = LearnedStereo(weights=weights, fill=False).estimate_depth(mixed)
+    assert ((other.depth / maps.depth[order] - 1).abs() < 0.01).float().mean() > 0.98
+
+
+@pytest.mark.parametrize(("num_views", "size"), [(2, (48, 80)), (5, (51, 37))])
+def test_any_number_of_views_and_any_size(weights, num_views, size):
+    scene, _ = make_stage(tuple(range(-8, -8 + 4 * num_views, 4)))
+    images = torch.nn.functional.interpolate(scene.images, size, mode="area")
+    scene = replace(scene, images=images, cameras=scene.cameras.resize(*size))
+    maps = LearnedStereo(weights=weights).estimate_depth(scene)
+    assert maps.depth.shape == (num_views, *size)
+    assert bool(torch.isfinite(maps.depth).all())
+    assert (maps.depth > 0).all()
+    cloud = LearnedStereo(weights=weights).estimate(scene)
+    assert len(cloud) == num_views * size[0] * size[1]
+
+
+def test_peak_index_reads_the_best_mode_only():
+    logits = torch.full((1, 32, 1, 1), -20.0)
+    logits[0, 4:7] = torch.tensor([2.0, 3.0, 2.0])[:, None, None]
+    logits[0, 25] = 2.5
+    assert peak_index(logits, 3)[0, 0, 0] == pytest.approx(5.0, abs=1e-4)
+
+
+def test_upsampling_starts_near_repetition_and_keeps_constants():
+    net = GuidedUpsampling(4)
+    features = torch.randn(1, 4, 5, 6)
+    flat = net(torch.full((1, 5, 6), 3.0), features)
+    assert flat.shape == (1, 10, 12)
+    assert torch.allclose(flat, torch.full_like(flat, 3.0))
+    step = torch.zeros(1, 5, 6)
+    step[..., 3:] = 1.0
+    up = net(step, features)[0, 5]
+    assert (up[:6] < 0.3).all()
+    assert (up[6:] > 0.7).all()
+
+
+def test_weights_come_back(weights):
+    network = load_mvs(weights)
+    folder = weights.parent / "again"
+    first = save_mvs(folder, network, {})
+    assert first.sha256 == json.loads((weights / "config.json").read_text())["sha256"]
+    assert first.config == SMALL
+
+
+def test_missing_and_damaged_weights_are_refused(weights, tmp_path):
+    with pytest.raises(WeightsError, match="No stereo network"):
+        LearnedStereo(weights=tmp_path).estimate_depth(make_stage()[0])
+    (tmp_path / "config.json").write_text((weights / "config.json").read_text())
+    with pytest.raises(WeightsError, match="are missing"):
+        load_mvs(tmp_path)
+    data = bytearray((weights / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match="damaged"):
+        load_mvs(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match="not the config"):
+        load_mvs(tmp_path)
+
+
+def test_one_view_is_refused(weights):
+    with pytest.raises(InputError, match="at least two views"):
+        LearnedStereo(weights=weights).estimate(make_scene(1))
+
+
+def test_gradients_reach_every_weight():
+    torch.manual_seed(0)
+    scene, depth = make_stage()
+    images = torch.nn.functional.pad(scene.images, (0, 0, 0, 4), mode="replicate")
+    network = MvsNetwork(SMALL)
+    for part in (network.coarse, network.fine):
+        torch.nn.init.normal_(part.leave.weight, std=0.1)
+    for part in (network.raise_coarse, network.raise_fine):
+        torch.nn.init.normal_(part.net[2].weight, std=0.1)
+    span = find_depth_span(scene.images, scene.cameras)
+    cameras = replace(scene.cameras, height=64)
+    result = network(images, cameras, other_views(3, images), span)
+    truth = torch.nn.functional.pad(1 / depth, (0, 0, 0, 4))
+    stages = (result.coarse.index, result.fine.index, result.start, result.confidence_logit)
+    loss = (result.inverse_depth - truth).abs().mean() + sum(s.abs().mean() for s in stages)
+    loss.backward()
+    still = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still

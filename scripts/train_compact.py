@@ -45,6 +45,7 @@ from fvgen_recon.evaluation.student import (
 from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
 
 _SAVE_EVERY = 60.0  # seconds
+_SHIFTS = (0.5, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,19 +215,26 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
     run.say("network compiled")
 
 
-def _measure(run: Run, stage: str, model: VideoModel, steps: tuple[int, ...]) -> None:
-    sources, target = plain_sources(run.val.all())
-    gaps = run.val.all().gap_deg
+def _variants(steps: tuple[int, ...]) -> list[tuple[int, FewStepKind, float]]:
+    """Numbers of steps with both samplers; at four steps other spacings of the times too."""
     kinds: tuple[FewStepKind, ...] = ("sde", "ode")
-    variants: list[tuple[int, FewStepKind]] = [
-        (n, kind) for n in steps for kind in kinds if n > 1 or kind == "sde"
-    ]
-    for num_steps, kind in variants:
+    plain = [(n, kind, 1.0) for n in steps for kind in kinds if n > 1 or kind == "sde"]
+    return plain + [(4, kind, shift) for kind in kinds for shift in _SHIFTS if 4 in steps]
+
+
+def _measure(run: Run, stage: str, backbone: CompactBackbone, steps: tuple[int, ...]) -> None:
+    clips = run.val.all()
+    sources, target = plain_sources(clips)
+    for num_steps, kind, shift in _variants(steps):
+        model = _as_model(run, backbone, stage, shift)
+        start = time.monotonic()
         result = measure_model(
-            model, sources, target, gaps, num_steps=num_steps, kind=kind, judge=run.judge
+            model, sources, target, clips.gap_deg, num_steps=num_steps, kind=kind, judge=run.judge
         )
-        run.log["validation"].append({"stage": stage, **asdict(result)})
-        run.say(f"{stage} {num_steps} {kind}: {result.line()}")
+        seconds = time.monotonic() - start
+        row = {"stage": stage, "shift": shift, "seconds": seconds, **asdict(result)}
+        run.log["validation"].append(row)
+        run.say(f"{stage} {num_steps} {kind} shift {shift:g}: {result.line()}")
     run.save_log()
 
 
@@ -294,12 +302,13 @@ def _run_stage(
             saved = time.monotonic()
     cast.follow_average(teach=isinstance(config, PretrainConfig))
     run.say(f"saved {config.name} {keep()[:12]}")
-    _measure(run, config.name, _as_model(run, cast.ema, config.name), steps)
+    _measure(run, config.name, cast.ema, steps)
 
 
-def _as_model(run: Run, backbone: CompactBackbone, name: str) -> VideoModel:
+def _as_model(run: Run, backbone: CompactBackbone, name: str, shift: float = 1.0) -> VideoModel:
+    schedule = replace(run.schedule, shift=shift)
     return VideoModel(
-        codec=run.codec, backbone=backbone, schedule=run.schedule, name=name, weights_hash=""
+        codec=run.codec, backbone=backbone, schedule=schedule, name=name, weights_hash=""
     )
 
 

@@ -215,6 +215,9 @@ class FlowSchedule:
 
     prediction: Prediction = "x0"
     num_timesteps: int = 1000
+    shift: float = 1.0
+    """Above 1 the sampler's times lie at higher noise: u becomes s u / (1 + (s - 1) u) (Esser et
+    al. 2024, equation 23)."""
 
     def alpha_sigma(self, t: Shaped[Tensor, "B"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """Return the factors of x0 and eps in x_t."""
@@ -277,13 +280,14 @@ class FlowSchedule:
         return (s_p**2 - fresh**2).clamp_min(0).sqrt(), fresh
 
     def timesteps(self, num_steps: int) -> Int[Tensor, "S"]:
-        """Return evenly spaced descending times, the first one pure noise.
+        """Return descending times, the first one pure noise; evenly spaced before the shift.
 
         Raises:
             InputError: The count is not between 1 and `num_timesteps`.
         """
         _require_steps(num_steps, self.num_timesteps)
-        times = np.arange(num_steps, 0, -1) * ((self.num_timesteps - 1) / num_steps)
+        u = np.arange(num_steps, 0, -1) / num_steps
+        times = self.shift * u / (1 + (self.shift - 1) * u) * (self.num_timesteps - 1)
         return torch.from_numpy(np.round(times).astype(np.int64))
 
 

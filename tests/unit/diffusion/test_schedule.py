@@ -127,3 +127,13 @@ def test_impossible_step_counts_are_refused(schedule, num_steps):
 def test_base_scale_out_of_range_is_refused(base_scale):
     with pytest.raises(InputError, match="base scale"):
         ViewCrafterSchedule(base_scale=base_scale)
+
+
+def test_flow_shift_moves_the_times_between_the_ends():
+    plain = FlowSchedule().timesteps(4)
+    assert plain.tolist() == [999, 749, 500, 250]
+    shifted = FlowSchedule(shift=3.0).timesteps(4)
+    assert shifted.tolist() == [999, 899, 749, 500]
+    # A shift of s undoes one of 1/s: the odds of noise are multiplied.
+    odds = shifted[1:] / (999.0 - shifted[1:])
+    assert torch.allclose(odds, 3 * plain[1:] / (999.0 - plain[1:]), rtol=5e-3)

@@ -10,9 +10,9 @@ import tyro
 from torch import Tensor
 
 from fvgen_recon.geometry.projection import unproject_depth
-from fvgen_recon.render.guidance import GuidanceConfig, render_surface
+from fvgen_recon.render.guidance import GuidanceConfig, render_guidance, render_surface
 from fvgen_recon.render.point import render_points
-from fvgen_recon.types import Cameras, PointCloud
+from fvgen_recon.types import Anchor, Cameras, PointCloud, Scene, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,17 @@ def make_wavy_cloud(config: Config) -> PointCloud:
     xyz = unproject_depth(depth, camera)[0].reshape(-1, 3)
     rgb = torch.rand(xyz.shape, generator=torch.Generator().manual_seed(0))
     zeros = torch.zeros(len(xyz))
-    return PointCloud(xyz=xyz, rgb=rgb, confidence=zeros + 1, view=zeros.long())
+    view = (torch.arange(len(xyz)) % 2).long()  # Half of the points come from either end's photo.
+    return PointCloud(xyz=xyz, rgb=rgb, confidence=zeros + 1, view=view)
+
+
+def make_scene(cameras: Cameras) -> tuple[Scene, Trajectory]:
+    """Photos at both ends of a path, and the path with them as its anchors."""
+    last = len(cameras) - 1
+    images = torch.rand(2, 3, cameras.height, cameras.width).to(cameras.c2w.device)
+    scene = Scene(images=images, cameras=cameras[[0, last]], names=("first", "last"))
+    ends = (Anchor(frame=0, view=0), Anchor(frame=last, view=1))
+    return scene, Trajectory(cameras=cameras, anchors=ends)
 
 
 def make_path(config: Config, num_frames: int) -> Cameras:
@@ -70,14 +80,16 @@ def time_calls(render: Callable[[], Tensor], config: Config) -> list[float]:
 
 
 def main(config: Config) -> None:
-    """Print the median, the least and the greatest time of each renderer."""
+    """Print median, least and greatest time of each renderer, and of all that guidance takes."""
     torch.set_num_threads(config.threads)
     cloud = make_wavy_cloud(config).to(config.device)
     cameras = make_path(config, config.num_frames).to(config.device)
     surface = GuidanceConfig()
+    scene, trajectory = make_scene(cameras)
     renderers = {
         "points": lambda: render_points(cloud, cameras, radius_ndc=config.radius_ndc).alpha,
         "surface": lambda: render_surface(cloud, cameras, surface).alpha,
+        "guidance": lambda: render_guidance(scene, cloud, trajectory).frames,
     }
     print(f"{config.num_frames} frames of {config.height}x{config.width}, {len(cloud)} points")
     for name, render in renderers.items():

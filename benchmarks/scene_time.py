@@ -1,0 +1,217 @@
+"""How long a whole scene takes, part by part: points, renders, generation, training.
+
+Six photos make five clips; with 7,000 training steps the goal is three minutes on one H100. Trials
+run one at a time, so that nothing disturbs the clock. Generators are also timed alone, beside what
+the paper states.
+
+Usage:
+    python benchmarks/scene_time.py --data scenes/ --methods fvgen-splat-student --out time.json
+"""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from case import Case, plan_cases
+from frames import load_generators
+from job import Settings, Trial, score_trial, train_trial
+from machine import describe_machine
+
+from fvgen_recon.densify.bank import MANIFEST, Bank
+from fvgen_recon.densify.densifier import Densifier, DensifyConfig
+from fvgen_recon.errors import FvgenError
+from fvgen_recon.evaluation.judge import Jury, load_jury
+from fvgen_recon.evaluation.plot import PARTS
+from fvgen_recon.evaluation.result import Failure, without_nan
+from fvgen_recon.evaluation.table import markdown
+from fvgen_recon.io.file import write_json
+from fvgen_recon.io.scenes import load_scene
+from fvgen_recon.types import Guidance
+
+GOAL_SECONDS = 180.0
+PAPER = {
+    "source": "FVGen (ICCV 2025), as a third-party note quotes it: frames of one clip at 320x512",
+    "machine": "one H100",
+    "seconds": {"ViewCrafter, 50 steps": 66.3, "FVGen, 4 steps": 5.1},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    data: Path
+    """Folder with one sub-folder a scene."""
+    out: Path
+    """JSON file with the times."""
+    methods: str = "fvgen-splat-none,fvgen-splat"
+    """Names of methods, separated by commas."""
+    generators: str = ""
+    """Generators to time alone, separated by commas, as NAME or NAME=FOLDER@STEPS."""
+    suite: str = "folder"
+    """Suite that the splits come from."""
+    scenes: str = ""
+    """Names of scenes, separated by commas; all where empty."""
+    views: int = 6
+    """Number of input views; the clips are one less."""
+    iterations: int = 7000
+    """Training steps."""
+    long_side: int = 0
+    """Longer image side in pixels; 0 keeps the photos' size."""
+    repeats: int = 3
+    """Clips of each generator that are timed after one that warms it up."""
+    generator_size: tuple[int, int] = (320, 512)
+    """Height and width at which generators are timed alone."""
+    work: Path = Path("outputs/scene_time")
+    """Where the trials are kept."""
+    features: Path | None = None
+    """File of packed feature networks, for machines without their packages."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
+    commit: str = ""
+    """Commit to note where git cannot tell."""
+
+
+def time_scene(case: Case, method: str, options: Options, jury: Jury) -> dict[str, Any]:
+    """Run one method on one scene, alone, and return its seconds by part."""
+    settings = Settings(
+        iterations=options.iterations,
+        estimator="plane-sweep",
+        seed=0,
+        overrides=(),
+        device=options.device,
+    )
+    trial = Trial(case=case, method=method, label=method, settings=settings)
+    fold = case.fold()
+    start = time.perf_counter()
+    train_trial(trial, fold)
+    command_seconds = time.perf_counter() - start
+    result = score_trial(trial, fold, jury)
+    if isinstance(result, Failure):
+        return asdict(result)
+    return {
+        "scene": case.scene,
+        "method": method,
+        "num_views": case.num_views,
+        "num_clips": _count_clips(trial.folder),
+        "size": [fold.height, fold.width],
+        "seconds": dict(result.seconds),
+        "command_seconds": command_seconds,
+        "peak_gib": result.peak_gib,
+        "num_gaussians": result.num_gaussians,
+        "psnr": result.means["psnr"],
+    }
+
+
+def _count_clips(folder: Path) -> int:
+    """Count the clips in the bank of a trial; none where it generated nothing."""
+    manifests = list(folder.glob(f"run/**/bank/{MANIFEST}"))
+    entries = Bank(manifests[0].parent).entries if manifests else ()
+    return len({(entry.origin.round, entry.origin.trajectory) for entry in entries})
+
+
+def first_guidance(case: Case, options: Options) -> Guidance:
+    """Render the first clip of a scene at the size that generators are timed at."""
+    height, width = options.generator_size
+    scene = load_scene(case.capture, case.split.inputs[:2], height=height, width=width)
+    config = DensifyConfig(long_side=max(height, width))
+    return Densifier(config).run(scene.to(options.device)).clips[0].guidance
+
+
+def time_generators(case: Case, options: Options) -> list[dict[str, Any]]:
+    """Time each generator on one clip, after a first run that warms it up."""
+    names = tuple(filter(None, options.generators.split(",")))
+    if not names:
+        return []
+    guidance = first_guidance(case, options)
+    rows = []
+    for name in names:
+        ((label, generator),) = load_generators((name,), options.device).items()
+        seconds = []
+        for index in range(options.repeats + 1):
+            _wait()
+            start = time.perf_counter()
+            generator.generate(guidance, seed=index)
+            _wait()
+            seconds.append(time.perf_counter() - start)
+        rows.append(
+            {
+                "generator": label,
+                "num_steps": generator.num_steps,
+                "num_frames": len(guidance),
+                "size": list(guidance.frames.shape[-2:]),
+                "first_seconds": seconds[0],
+                "seconds": sorted(seconds[1:])[options.repeats // 2],
+            }
+        )
+    return rows
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def scene_table(rows: list[dict[str, Any]]) -> str:
+    """Return the seconds of every scene by part, as Markdown."""
+    head = ["scene", "method", "clips", *PARTS, "total", "whole command", "within the goal"]
+    lines = []
+    for row in rows:
+        if "reason" in row:
+            lines.append([row["scene"], row["method"], row["reason"], *[""] * (len(head) - 3)])
+            continue
+        parts = [f"{row['seconds'].get(part, 0.0):.1f}" for part in (*PARTS, "total")]
+        is_within = "yes" if row["command_seconds"] <= GOAL_SECONDS else "no"
+        whole = f"{row['command_seconds']:.1f}"
+        lines.append([row["scene"], row["method"], str(row["num_clips"]), *parts, whole, is_within])
+    return markdown(head, lines)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Time everything and return what is written."""
+    cases = plan_cases(
+        options.suite,
+        options.data,
+        views=(options.views,),
+        scenes=tuple(filter(None, options.scenes.split(","))),
+        long_side=options.long_side,
+        work=options.work,
+    )
+    jury = load_jury(options.device, options.features)
+    rows = []
+    content: dict[str, Any] = {
+        "machine": describe_machine(options.commit),
+        "goal_seconds": GOAL_SECONDS,
+        "paper": PAPER,
+        "generators": time_generators(cases[0], options),
+        "scenes": rows,
+    }
+    for case in cases:
+        for method in options.methods.split(","):
+            rows.append(time_scene(case, method, options, jury))
+            write_json(options.out, without_nan(content))
+    return content
+
+
+def main(options: Options) -> int:
+    """Time, write the JSON and print the tables."""
+    try:
+        content = run(options)
+    except FvgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(scene_table(content["scenes"]))
+    for row in content["generators"]:
+        print(
+            f"{row['generator']}: {row['seconds']:.2f} s for {row['num_frames']} frames of "
+            f"{row['size'][0]}x{row['size'][1]}, {row['num_steps']} steps"
+        )
+    return 1 if any("reason" in row for row in content["scenes"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,8 +24,10 @@ from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import read_json, write_json
 
 BANK_FOLDER = "bank"
+_VERDICT = "gate_{:02d}.json"
 
 
 @runtime_checkable
@@ -82,6 +84,7 @@ class FvgenPipeline(VanillaPipeline):
         super().__init__(config, device, **kwargs)
         self.num_rounds_done = 0
         self.num_steps = 1
+        self._optimizers: dict[str, Any] = {}
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -89,6 +92,7 @@ class FvgenPipeline(VanillaPipeline):
         """Add the rounds in front of the model's own callbacks."""
         trainer = training_callback_attributes.trainer
         assert isinstance(trainer, RunTrainer), "Rounds need the run's length and folders."
+        self._optimizers = trainer.config.optimizers
         self.num_steps = trainer.config.max_num_iterations
         self.model.num_steps = self.num_steps
         self.datamanager.num_steps = self.num_steps
@@ -110,7 +114,7 @@ class FvgenPipeline(VanillaPipeline):
         if source is not None and source.is_dir() and not folder.exists():
             _copy_folder(source, folder)
         bank = Bank(folder)
-        self.num_rounds_done = bank.num_rounds
+        self.num_rounds_done = max(bank.num_rounds, _last_dropped(folder) + 1)
         self.datamanager.use_bank(bank, settings.use_rounds)
 
     def run_due_round(self, step: int) -> None:
@@ -129,11 +133,45 @@ class FvgenPipeline(VanillaPipeline):
         assert bank is not None, "A round needs a bank to write to."
         CONSOLE.log(f"Generating views, round {index + 1} of {len(settings.rounds)}.")
         config = make_config(settings, data.config.dataparser.estimator, str(self.device))
+        if not self._passes_gate(index, bank):
+            return
         outcome = run_round(config, data.scene, data.dataparser.points, bank, index, self.model)
         # Before any training the splat is the points, only fainter: nothing can be missing from it.
         if settings.add_points and self.model.step > 0:
             CONSOLE.log(f"{add_gaussians(outcome, self.model)} Gaussians added.")
         data.use_bank(bank, settings.use_rounds)
+
+    def _passes_gate(self, index: int, bank: Bank) -> bool:
+        """Judge a round before it is generated; say what came of it and keep it beside the bank."""
+        if self.config.densify.gate_folds == 0:
+            return True
+        note = bank.folder / _VERDICT.format(index)
+        if note.is_file():
+            return read_json(note)["keeps"]
+        from fvgen_nerfstudio.gate import Judge
+
+        source = self.datamanager.dataparser.source
+        judge = Judge(
+            config=self.config,
+            optimizers=self._optimizers,
+            num_steps=self.num_steps,
+            names=[source.capture.names[view] for view in source.split.inputs],
+            device=str(self.device),
+        )
+        verdict = judge.judge(index, bank.folder / "gate")
+        write_json(note, {**asdict(verdict), "gain": verdict.gain, "keeps": verdict.keeps})
+        CONSOLE.log(
+            f"Generated views change {len(verdict.folds)} photos that were left out by "
+            f"{verdict.gain:+.2f} dB: round {index + 1} is "
+            f"{'kept' if verdict.keeps else 'dropped'}."
+        )
+        return verdict.keeps
+
+
+def _last_dropped(folder: Path) -> int:
+    """Return the number of the last round that the gate has dropped; -1 where there is none."""
+    notes = sorted(folder.glob(_VERDICT.format(0).replace("00", "*")))
+    return max((int(n.stem[-2:]) for n in notes if not read_json(n)["keeps"]), default=-1)
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -44,6 +44,15 @@ class DensifySettings:
     add_points: bool = True
     """Whether Gaussians are added after a round where clips see trusted points and the splat does
     not."""
+    gate_folds: int = 0
+    """Number of input photos that are left out in turn to judge a round, which is dropped where it
+    makes them worse; 0 keeps every round. Needs three inputs."""
+    gate_steps: int = 300
+    """Training steps of each of the gate's splats."""
+    gate_long_side: int = 256
+    """Longer image side that the gate works at, in pixels."""
+    gate_points: int = 20_000
+    """Most Gaussians that the gate's splats start from."""
 
     def takes_part(self) -> bool:
         """Return whether generated views are trained on at all."""

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -19,15 +18,8 @@ from fvgen_nerfstudio.checkpoint import (
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import FvgenPipeline
+from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
-
-_MODEL_STEPS = (
-    "warmup_length",
-    "resolution_schedule",
-    "sh_degree_interval",
-    "stop_split_at",
-    "stop_screen_size_at",
-)
 
 
 @dataclass
@@ -57,13 +49,8 @@ class FvgenTrainerConfig(TrainerConfig):
             return
         factor = self.max_num_iterations / self.schedule_steps
         self.schedule_steps = self.max_num_iterations
-        places = [(self.pipeline.model, name) for name in _MODEL_STEPS]
-        for group in self.optimizers.values():
-            if isinstance(group["scheduler"], ExponentialDecaySchedulerConfig):
-                places += [(group["scheduler"], name) for name in ("max_steps", "warmup_steps")]
-        for owner, name in places:
-            old = getattr(owner, name)
-            setattr(owner, name, max(min(old, 1), round(factor * old)))
+        stretch_model(self.pipeline.model, factor)
+        stretch_optimizers(self.optimizers, factor)
 
     def write_config(self) -> None:
         """Write `config.yml` into the run folder."""

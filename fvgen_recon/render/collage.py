@@ -98,7 +98,9 @@ def random_collage(rng: torch.Generator, num_textures: int) -> Collage:
         size=size,
         texture=torch.randint(num_textures, (count,), generator=rng),
         texture_side=torch.where(
-            torch.arange(count) < 2, uniform(count, low=2, high=7), uniform(count, low=0.6, high=3)
+            torch.arange(count) < 2,
+            uniform(count, low=2.0, high=7.0),
+            uniform(count, low=0.6, high=3.0),
         ),
         gain=torch.where(uniform(count) < 0.2, uniform(count, high=0.3), uniform(count, low=0.5)),
         gloss=torch.where(uniform(count) < 0.25, uniform(count, high=0.5), torch.zeros(count)),
@@ -124,7 +126,7 @@ def random_arc(
 
     gap = float(uniform(1, low=3.0, high=max_gap_deg))
     azimuth = torch.cumsum(gap * uniform(num_views, low=0.6, high=1.0), 0)
-    azimuth = torch.deg2rad(azimuth + float(uniform(1, low=0, high=360)))
+    azimuth = torch.deg2rad(azimuth + float(uniform(1, low=0.0, high=360.0)))
     lift = float(uniform(1, low=-0.1, high=0.5)) + uniform(num_views, low=-0.5, high=0.5) * gap / 60
     distance = float(uniform(1, low=2.6, high=4.3)) * uniform(num_views, low=0.9, high=1.05)
     offset = torch.stack([azimuth.sin(), -lift.sin(), -azimuth.cos()], dim=-1)
@@ -132,7 +134,7 @@ def random_arc(
     aim = target + 0.15 * torch.randn(num_views, 3, generator=rng)
     up = torch.tensor([0.0, -1.0, 0.0]) + 0.08 * torch.randn(3, generator=rng)
     c2w = look_at(distance[:, None] * normalise(offset), aim, up)
-    fov = float(uniform(1, low=38, high=75))
+    fov = float(uniform(1, low=38.0, high=75.0))
     focal = 0.5 * max(height, width) / math.tan(math.radians(fov) / 2)
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     return Cameras(c2w=c2w, K=K.expand(num_views, 3, 3).clone(), height=height, width=width)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -63,7 +64,9 @@ def read_mvs_card(folder: Path) -> MvsCard:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in content["config"].items()}
+        shape: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in content["config"].items()
+        }
         schema = content["schema"]
         card = MvsCard(
             config=MvsConfig(**shape), sha256=content["sha256"], training=content["training"]

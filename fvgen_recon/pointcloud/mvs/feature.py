@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         half = self.to_first((images - mean) / spread)
         quarter = self.to_second(half)
         eighth = self.to_third(quarter)
-        size = eighth.shape[-2:]
+        size = (eighth.shape[-2], eighth.shape[-1])
         if len(self.attention):
             tokens = eighth.flatten(2).mT
             place = sine_places(*size, tokens.shape[-1], tokens)

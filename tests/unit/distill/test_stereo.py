@@ -1,0 +1,123 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from unit.pointcloud.stage import make_stage
+
+from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, cut_group, draw_views
+from fvgen_recon.distill.stereo.batch import random_span
+from fvgen_recon.distill.stereo.loss import pool_truth, stereo_losses
+from fvgen_recon.distill.stereo.training import StereoSettings, StereoTrainer
+from fvgen_recon.errors import WeightsError
+from fvgen_recon.pointcloud.consistency import compare_depth
+from fvgen_recon.pointcloud.mvs.config import MvsConfig
+from fvgen_recon.pointcloud.mvs.network import MvsNetwork
+
+SMALL = MvsConfig(
+    widths=(8, 16, 32),
+    matched=(8, 8),
+    groups=(2, 2),
+    volume=(4, 4),
+    num_attention=1,
+    head_dim=16,
+    num_planes=16,
+    num_offsets=8,
+)
+SETTINGS = StereoSettings(
+    seconds=1e6, max_steps=3, views_a_batch=2, view_shares=(1.0,), sizes=((32, 48),), log_every=1
+)
+
+
+@pytest.fixture(scope="module")
+def real():
+    scene, depth = make_stage((-12, -4, 4, 12))
+    angle = torch.tensor([-12.0, -4, 4, 12])
+    return RealScene(
+        name="stage",
+        photos=(scene.images * 255).round().byte(),
+        cameras=scene.cameras,
+        truth=1 / depth,
+        angle=(angle[:, None] - angle).abs(),
+    )
+
+
+def test_windows_keep_cameras_and_truth_together(real):
+    group = cut_group(real, [0, 1, 2], (32, 48), torch.Generator().manual_seed(3))
+    found = compare_depth(group.truth, group.cameras)
+    agree = (found.seen & (found.error < 1.0)).any(dim=1)
+    assert agree.float().mean() > 0.75
+
+
+def test_views_are_drawn_from_one_range_of_gaps(real, rng):
+    for _ in range(20):
+        views = draw_views(real.angle, 3, rng)
+        if views is None:
+            continue
+        gaps = real.angle[views][:, views] + 1e3 * torch.eye(3)
+        assert ((gaps.amin(dim=1) >= 3) & (gaps.amin(dim=1) < 30)).all()
+    assert draw_views(torch.full((3, 3), 1e3), 2, rng) is None
+
+
+def test_span_holds_the_known_depths(rng):
+    truth = torch.rand(2, 20, 20, generator=rng) + 0.5
+    truth[:, :10] = 0
+    span = random_span(truth, rng)
+    assert span is not None
+    assert (span[:, 0] > 0).all()
+    assert (span[:, 0] < 0.52).all()
+    assert (span[:, 1] > 1.48).all()
+    assert random_span(torch.zeros(1, 20, 20), rng) is None
+
+
+def test_pooled_truth_keeps_single_points_and_drops_edges():
+    truth = torch.zeros(1, 4, 4)
+    truth[0, 0, 1] = 2.0
+    truth[0, :2, 2:] = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
+    truth[0, 2:, :2] = 1.5
+    pooled = pool_truth(truth, 2, torch.tensor([0.5]))
+    assert pooled[0].tolist() == [[2.0, 0.0], [1.5, 0.0]]
+
+
+def test_losses_fall_as_the_result_nears_the_truth(real):
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    batch = bank.draw(1, 3, (32, 48), real_share=1.0)
+    with torch.no_grad():
+        result = MvsNetwork(SMALL)(batch.images, batch.cameras, batch.sources, batch.span)
+    off = stereo_losses(result, batch.truth).figures
+    known = torch.where(batch.truth > 0, batch.truth, result.inverse_depth)
+    better = replace(result, inverse_depth=known, confidence_logit=torch.full_like(known, 9.0))
+    exact = stereo_losses(better, batch.truth).figures
+    assert exact["full_error"] == 0
+    assert exact["confidence"] < 1e-3
+    assert exact["right_2"] == 1
+    assert off["full_error"] > 0.05
+    assert off["total"] > exact["total"]
+
+
+def test_training_goes_on_where_it_stopped(real, tmp_path):
+    torch.manual_seed(0)
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    networks = [MvsNetwork(SMALL) for _ in range(4)]
+    trainer = StereoTrainer(networks[0], networks[1], bank, SETTINGS)
+    lines = list(trainer.run())
+    assert [line.step for line in lines] == [1, 2, 3]
+    trainer.save(tmp_path / "state.safetensors")
+    other = StereoTrainer(networks[2], networks[3], bank, replace(SETTINGS, max_steps=4))
+    other.resume(tmp_path / "state.safetensors")
+    assert other.step == 3
+    for first, second in ((networks[0], networks[2]), (networks[1], networks[3])):
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert [line.step for line in other.run()] == [4]
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="no state"):
+        other.resume(tmp_path / "broken.safetensors")
+
+
+def test_learns_a_scene(real):
+    torch.manual_seed(0)
+    bank = StereoBank([real], torch.device("cpu"), 1)
+    average = MvsNetwork(SMALL)
+    settings = replace(SETTINGS, max_steps=40, log_every=10, real_share=1.0, learning_rate=3e-3)
+    lines = list(StereoTrainer(MvsNetwork(SMALL), average, bank, settings).run())
+    assert lines[-1].figures["total"] < 0.8 * lines[0].figures["total"]

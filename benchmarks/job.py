@@ -99,14 +99,15 @@ def _search_path() -> str:
 
 
 def failure_of(trial: Trial, reason: str = "") -> Failure:
-    """Return why a trial has no renders: the last line that it printed."""
+    """Return why a trial has no renders: the last line that it printed, without places here."""
     log = trial.folder / "log.txt"
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    said = lines[-1].strip() if lines else "no output"
     return Failure(
         scene=trial.case.scene,
         method=trial.label,
         num_views=trial.case.num_views,
-        reason=reason or (lines[-1].strip() if lines else "no output"),
+        reason=(reason or said).replace(f"{Path.cwd()}/", ""),
     )
 
 

@@ -126,7 +126,7 @@ class Regulariser(nn.Module):
         self.up = nn.ConvTranspose3d(2 * width, width, 2, stride=2)
         self.top_up = _block(width, width)
         self.leave = nn.Conv3d(width, 1, 3, padding=1)
-        self.sharpness = nn.Parameter(torch.tensor(8.0))
+        self.sharpness = nn.Parameter(torch.tensor(5.0))
         nn.init.zeros_(self.leave.weight)
         assert self.leave.bias is not None
         nn.init.zeros_(self.leave.bias)

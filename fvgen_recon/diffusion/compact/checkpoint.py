@@ -1,10 +1,15 @@
-"""Compact models on disk: safetensors (in parts where wanted), a JSON config and a checksum."""
+"""Compact models on disk: safetensors (in parts where wanted), a JSON config and a checksum.
+
+Weights are kept in bfloat16, or in eight bits: each row of a matrix or kernel as integers in
+[-127, 127] times one float16 scale, vectors in bfloat16.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load, save
@@ -20,6 +25,10 @@ from fvgen_recon.io.file import atomic_path
 
 _SCHEMA = 1
 _CONFIG = "config.json"
+_SCALE = ".scale"
+
+Storage = Literal["bfloat16", "int8"]
+"""How weights are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +66,34 @@ def _split(state: Mapping[str, Tensor], part_bytes: int) -> list[dict[str, Tenso
     return parts
 
 
+def _pack(state: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
+    """Return the tensors to keep."""
+    packed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        value = tensor.detach().float().cpu()
+        if storage == "int8" and value.ndim > 1:
+            scale = (value.flatten(1).abs().amax(1) / 127).clamp_min(1e-7).half()
+            column = scale.float().view(-1, *[1] * (value.ndim - 1))
+            packed[key] = (value / column).round().clamp(-127, 127).to(torch.int8).contiguous()
+            packed[key + _SCALE] = scale
+        else:
+            packed[key] = value.to(torch.bfloat16).contiguous()
+    return packed
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that were kept, in float32."""
+    state: dict[str, Tensor] = {}
+    for key, value in packed.items():
+        if key.endswith(_SCALE):
+            continue
+        state[key] = value.float()
+        if value.dtype == torch.int8:
+            scale = packed[key + _SCALE].float()
+            state[key] *= scale.view(-1, *[1] * (value.ndim - 1))
+    return state
+
+
 def save_compact(
     path: Path,
     backbone: CompactBackbone,
@@ -65,8 +102,9 @@ def save_compact(
     num_steps: int,
     sampler: str = "sde",
     part_bytes: int = 2**40,
+    storage: Storage = "bfloat16",
 ) -> CompactCard:
-    """Write a model as a folder: bfloat16 weights and `config.json`, the latter last.
+    """Write a model as a folder: weights and `config.json`, the latter last.
 
     Args:
         path: The folder.
@@ -75,14 +113,12 @@ def save_compact(
         num_steps: Steps that it was made for.
         sampler: How it is sampled.
         part_bytes: Largest size of one file of weights.
+        storage: How weights are kept.
     """
     path.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: v.detach().to("cpu", torch.bfloat16).contiguous()
-        for k, v in backbone.state_dict().items()
-    }
     digest, names = hashlib.sha256(), []
-    for index, part in enumerate(_split(state, part_bytes)):
+    packed = _pack(backbone.state_dict(), storage)
+    for index, part in enumerate(_split(packed, part_bytes)):
         data = save(part)
         digest.update(data)
         names.append(f"weights-{index}.safetensors")
@@ -149,11 +185,17 @@ def load_compact(
         raise WeightsError(f"The weights in {path} are damaged: their checksum does not fit.")
     for data in blobs:
         state |= load(data)
+    try:
+        state = _unpack(state)
+    except KeyError as error:
+        raise WeightsError(
+            f"The weights in {path} lack the tensor {error}: fetch them again."
+        ) from error
     backbone = CompactBackbone(card.config)
     wanted = {k: tuple(v.shape) for k, v in backbone.state_dict().items()}
     if wanted != {k: tuple(v.shape) for k, v in state.items()}:
         raise WeightsError(f"The weights in {path} do not fit their config: fetch them again.")
-    backbone.load_state_dict({k: v.float() for k, v in state.items()})
+    backbone.load_state_dict(state)
     model = VideoModel(
         codec=CompactCodec(config=card.config),
         backbone=backbone.to(dtype).eval(),

@@ -1,9 +1,11 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 from factories import make_guidance
+from safetensors.torch import load_file, save
 from unit.diffusion.compact.miniature import TINY, make_backbone
 
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
@@ -85,4 +87,34 @@ def test_damage_is_noticed(folder, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "schema": 7}))
     with pytest.raises(WeightsError, match="schema 7"):
+        load_compact(tmp_path)
+
+
+def test_eight_bits_halve_the_file_and_round_to_the_nearest(tmp_path):
+    backbone = make_backbone()
+    sizes = {}
+    for storage in ("bfloat16", "int8"):
+        path = tmp_path / storage
+        save_compact(path, backbone, role="student", num_steps=4, storage=storage)
+        sizes[storage] = (path / "weights-0.safetensors").stat().st_size
+    assert sizes["int8"] < 0.75 * sizes["bfloat16"]
+    loaded = load_compact(tmp_path / "int8")[0].backbone.state_dict()
+    for key, value in backbone.state_dict().items():
+        if value.ndim > 1:
+            row = value.flatten(1).abs().amax(1) / 127
+            error = (loaded[key] - value).flatten(1).abs().amax(1)
+            # Half a step, and what rounding the step itself to float16 costs at its far end.
+            assert bool((error <= 0.5 * row + 127 * row * 2**-11 + 1e-6).all()), key
+
+
+def test_eight_bits_without_their_scales_are_refused(tmp_path):
+    card = save_compact(tmp_path, make_backbone(), role="student", num_steps=4, storage="int8")
+    file = tmp_path / card.parts[0]
+    tensors = load_file(file)
+    del tensors["stem.weight.scale"]
+    file.write_bytes(save(tensors))
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=r"lack the tensor 'stem\.weight\.scale'"):
         load_compact(tmp_path)

@@ -1,0 +1,57 @@
+"""Write a trained compact model as the package ships it.
+
+Usage:
+    python scripts/export_compact.py --weights runs/compact/dmd --role student --out weights/student
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone
+from fvgen_recon.diffusion.compact.checkpoint import Storage, load_compact, save_compact
+from fvgen_recon.errors import FvgenError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Write a trained compact model as the package ships it."""
+
+    weights: Path
+    """Folder that the training left."""
+    out: Path
+    """Folder to write."""
+    role: str
+    """What it is used as: student, teacher or regression."""
+    num_steps: int | None = None
+    """Steps that it is used with by default; those it was kept with otherwise."""
+    sampler: str | None = None
+    """How it is sampled, sde or ode; as it was kept otherwise."""
+    storage: Storage = "int8"
+    """How weights are kept; eight bits halve the size."""
+
+
+def main(args: Arguments) -> None:
+    """Load, check, write."""
+    model, card = load_compact(args.weights)
+    assert isinstance(model.backbone, CompactBackbone)
+    written = save_compact(
+        args.out,
+        model.backbone,
+        role=args.role,
+        num_steps=args.num_steps or card.num_steps,
+        sampler=args.sampler or card.sampler,
+        storage=args.storage,
+    )
+    size = sum((args.out / part).stat().st_size for part in written.parts)
+    print(f"{args.out}: {written.role}, {size / 2**20:.1f} MiB, sha256 {written.sha256}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except FvgenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

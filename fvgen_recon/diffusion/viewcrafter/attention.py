@@ -1,4 +1,4 @@
-"""Cross-attention to text and image tokens with separate keys and values.
+"""Attention of the video UNet: along frames, and to text and image tokens.
 
 The context of a clip holds its text tokens first and its image tokens after them. Text tokens are
 seen by every frame. Image tokens are seen by every frame too ("shared"), or frame k sees only the
@@ -23,6 +23,42 @@ def attend(
     heads = [x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (folded, key, value)]
     out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
     return out.transpose(1, 2).reshape(query.shape)
+
+
+class FrameAttention:
+    """Attention processor of the temporal transformers: the frames of each pixel attend.
+
+    Tokens come and go frame by frame. With one clip the heads are views of them, so nothing is
+    copied to bring the frames of a pixel together.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "R N C"],
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        *,
+        num_frames: int,
+    ) -> Float[Tensor, "R N C"]:
+        """Attend along the frames of B clips, R = B * num_frames."""
+        assert encoder_hidden_states is None
+        assert attention_mask is None
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
+
+        def heads(x: Tensor) -> Tensor:
+            split = x.unflatten(0, (-1, num_frames)).unflatten(3, (attn.heads, -1))
+            return split.permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+        out = F.scaled_dot_product_attention(
+            heads(attn.to_q(hidden_states)),
+            heads(attn.to_k(hidden_states)),
+            heads(attn.to_v(hidden_states)),
+        )
+        rows = out.unflatten(0, (-1, hidden_states.shape[1])).permute(0, 3, 1, 2, 4)
+        return attn.to_out[1](attn.to_out[0](rows.flatten(3).flatten(0, 1)))
 
 
 class ContextAttention(nn.Module):

@@ -135,12 +135,14 @@ class ViewCrafterCodec:
                 f"width): {', '.join(map(str, sorted(shapes))) or 'none'} came."
             )
         frames = torch.stack([g.frames for g in guidance])
+        # First, because it keeps a GPU busy while the towers' many small kernels are queued.
+        concat = self.encode(frames, rng)
         reference = torch.stack([g.reference for g in guidance]).to(self.device)
         text, null_text = self._text_tokens().expand(len(guidance), -1, -1, -1).unbind(1)
         image = self._image_tokens(2 * reference - 1)
         null_image = self._grey_tokens(reference).expand_as(image)
         return Condition(
-            concat=self.encode(frames, rng),
+            concat=concat,
             context=torch.cat([text, image], dim=1),
             null_context=torch.cat([null_text, null_image], dim=1),
         )

@@ -1,7 +1,7 @@
 """The layers of the video UNet that mix frames or pixels.
 
 Parameter names are those of diffusers' `UNet3DConditionModel`. The forwards are our own, because
-they keep a channels-last layout from end to end: with it every reshape here but one is free.
+they keep a channels-last layout from end to end: with it every reshape here is free.
 
 Letters: `R = B * T` frames of a batch, frame fastest; `C` channels; `h w` latent pixels.
 """
@@ -11,7 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fvgen_recon.diffusion.viewcrafter.attention import ContextAttention
+from fvgen_recon.diffusion.viewcrafter.attention import ContextAttention, FrameAttention
 
 GROUPS = 32
 """Groups of every group norm."""
@@ -80,7 +80,7 @@ class TemporalTransformer(nn.Module):
         width = num_heads * head_dim
         self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, width)
-        self.transformer_blocks = nn.ModuleList(
+        blocks = [
             BasicTransformerBlock(
                 width,
                 num_heads,
@@ -90,20 +90,24 @@ class TemporalTransformer(nn.Module):
                 double_self_attention=True,
             )
             for _ in range(depth)
-        )
+        ]
+        for block in blocks:
+            assert block.attn2 is not None
+            block.attn1.set_processor(FrameAttention())  # type: ignore[arg-type]
+            block.attn2.set_processor(FrameAttention())  # type: ignore[arg-type]
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(width, channels)
 
     def forward(self, x: Float[Tensor, "R C h w"], num_frames: int) -> Float[Tensor, "R C h w"]:
         """Mix frames."""
         clip = _clips(x, num_frames)
-        grid = (clip.shape[0], *clip.shape[3:])
-        # The one reshape that copies: attention wants the frames of a pixel side by side.
-        tokens = self.norm(clip).permute(0, 3, 4, 2, 1).flatten(0, 2)
+        # Tokens stay frame by frame, where they lie: only attention looks along the frames.
+        tokens = self.norm(clip).transpose(1, 2).flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
-            tokens = block(tokens)
-        out = self.proj_out(tokens).unflatten(0, grid).permute(0, 4, 3, 1, 2)
-        return (clip + out).transpose(1, 2).flatten(0, 1)
+            tokens = block(tokens, cross_attention_kwargs={"num_frames": num_frames})
+        out = self.proj_out(tokens).unflatten(1, x.shape[2:])
+        return x + out.permute(0, 3, 1, 2)
 
 
 def spatial_transformer(

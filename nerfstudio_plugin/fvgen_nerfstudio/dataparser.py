@@ -143,6 +143,7 @@ class FvgenDataParser(DataParser):
             "points3D_xyz": kept.xyz.cpu(),
             "points3D_rgb": (kept.rgb * 255).cpu(),
             "points3D_confidence": kept.confidence.cpu(),
+            "points3D_view": kept.view.cpu(),
             "points3D_spacing": (thinning * pixel_spacing(kept, self.point_cameras)).cpu(),
         }
 

@@ -88,6 +88,8 @@ class McmcStrategy:
             for key, value in optimizers[name].state.get(param, {}).items():
                 if key != "step":
                     value[sources] = 0
+        for key in _carried(state):
+            state[key][dead] = state[key][sources]
 
     @torch.no_grad()
     def _add(
@@ -101,8 +103,11 @@ class McmcStrategy:
         opacity = torch.sigmoid(params["opacities"].flatten())
         sources = torch.multinomial(opacity, target - num_points, replacement=True, generator=rng)
         self._share(params, state, opacity, sources)
+        carried = {key: state[key][sources] for key in _carried(state)}
         binoms = {"binoms": state.pop("binoms")}
         append_gaussians(params, optimizers, state, {k: v[sources] for k, v in params.items()})
+        for key, value in carried.items():
+            state[key][num_points:] = value
         state.update(binoms)
 
     @staticmethod
@@ -130,3 +135,8 @@ class McmcStrategy:
         draw = torch.randn(means.shape, generator=rng, device=means.device)
         draw = draw * (gate * self.noise * learning_rate)[:, None]
         means.add_(torch.einsum("nij,nj->ni", covariance, draw))
+
+
+def _carried(state: StrategyState) -> list[str]:
+    """Return the names of what the state knows of every Gaussian."""
+    return [key for key, value in state.items() if isinstance(value, Tensor) and key != "binoms"]

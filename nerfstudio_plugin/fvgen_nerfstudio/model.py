@@ -1,12 +1,13 @@
 """The splat: splatfacto's Gaussians on our rasteriser, trained on real and generated views."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import random
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
 from nerfstudio.model_components.lib_bilagrid import BilateralGrid
-from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import get_color
 from nerfstudio.utils.rich_utils import CONSOLE
 from pytorch_msssim import SSIM
@@ -16,11 +17,12 @@ from torch.nn import Parameter, ParameterDict
 from fvgen_nerfstudio.background import diffuse_colors
 from fvgen_nerfstudio.camera import view_matrices
 from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
+from fvgen_nerfstudio.growth import make_strategy
 from fvgen_nerfstudio.loss import weighted_dssim, weighted_l1
-from fvgen_nerfstudio.mcmc import McmcStrategy
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
 from fvgen_nerfstudio.regularizer import disparity_loss, drop_opacities, smoothness_loss
-from fvgen_nerfstudio.strategy import SplatStrategy
+from fvgen_nerfstudio.seed import seed_gaussians, seed_origins
+from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.types import Cameras, PointCloud
@@ -29,36 +31,6 @@ VISER_BACKGROUND = (0.1490, 0.1647, 0.2157)
 """What renders show behind the splat when training backgrounds are random: the viewer's colour."""
 _SMOOTHING = 0.98
 _NEAR, _FAR = 0.01, 1e10
-
-
-@dataclass
-class FvgenModelConfig(SplatfactoModelConfig):
-    """Splatfacto's options; generated views bring their own weights with them."""
-
-    _target: type = field(default_factory=lambda: FvgenModel)
-    max_gaussians: int = 2_000_000
-    """Number of Gaussians above which no more are added."""
-    strategy: Literal["default", "mcmc", "none"] = "default"
-    """How Gaussians are added and removed: by screen-space gradients, by Markov chain, not at
-    all."""
-    seed_size: float = 0.0
-    """Standard deviation of the first Gaussians over the width that their point covers in its
-    photo; 0 takes the distance to the nearest points."""
-    seed_opacity: tuple[float, float] = (0.1, 0.1)
-    """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
-    depth_weight: float = 0.0
-    """Weight of the difference between rendered and measured inverse depth on photos."""
-    smooth_weight: float = 0.0
-    """Weight of the edge-aware variation of inverse depth on photos."""
-    dropout: float = 0.0
-    """Share of Gaussians left out of a training render at the end of the run; rises from 0."""
-    opacity_weight: float = 0.0
-    """Weight of the mean opacity."""
-    scale_weight: float = 0.0
-    """Weight of the mean standard deviation, in world units."""
-    unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
-    """What is shown where no Gaussian is: one colour, or colours from around the hole, in
-    evaluation or in training too."""
 
 
 class FvgenModel(SplatfactoModel):
@@ -70,7 +42,8 @@ class FvgenModel(SplatfactoModel):
         """Create the Gaussians, the metrics and the strategy; nothing is downloaded."""
         from torchmetrics.image import PeakSignalNoiseRatio
 
-        gaussians = self._seed_gaussians()
+        metadata = self.kwargs.get("metadata") or {}
+        gaussians = seed_gaussians(self.config, self.seed_points, metadata)
         self.gauss_params = ParameterDict({k: Parameter(v) for k, v in gaussians.items()})
         self.camera_optimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
@@ -79,6 +52,7 @@ class FvgenModel(SplatfactoModel):
         self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
         self.perceptual = PerceptualMetrics(CONSOLE.log)
         self.step = 0
+        self.left_out: int | None = None
         self.num_steps = 1
         self.crop_box = None
         is_random = self.config.background_color == "random"
@@ -90,58 +64,10 @@ class FvgenModel(SplatfactoModel):
             self.bil_grids = BilateralGrid(
                 num=self.num_train_data, grid_X=width, grid_Y=height, grid_W=depth
             )
-        self.strategy = self._make_strategy()
+        self.strategy = make_strategy(self.config, self.num_train_data)
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
+        self.strategy_state.update(seed_origins(self.num_points, metadata))
         self.running_loss: dict[str, float] = {}
-
-    def _seed_gaussians(self) -> dict[str, Tensor]:
-        """Return the Gaussians to start from; random ones where no points came."""
-        if self.seed_points is None or self.config.random_init:
-            xyz = (torch.rand(self.config.num_random, 3) - 0.5) * self.config.random_scale
-            rgb = torch.rand(self.config.num_random, 3)
-            metadata = {}
-        else:
-            xyz, rgb = self.seed_points[0].float(), self.seed_points[1].float() / 255
-            metadata = self.kwargs.get("metadata") or {}
-        confidence = metadata.get("points3D_confidence", torch.ones(len(xyz)))
-        spacing = metadata.get("points3D_spacing")
-        view = torch.full((len(xyz),), -1, dtype=torch.long)
-        sigma = None if spacing is None else self.config.seed_size * spacing
-        low, high = self.config.seed_opacity
-        return make_gaussians(
-            PointCloud(xyz=xyz, rgb=rgb, confidence=confidence, view=view),
-            self.config.sh_degree,
-            sigma=sigma,
-            opacity=low + (high - low) * confidence,
-        )
-
-    def _make_strategy(self) -> SplatStrategy | McmcStrategy:
-        config = self.config
-        if config.strategy == "mcmc":
-            return McmcStrategy(
-                refine_start_iter=config.warmup_length,
-                refine_stop_iter=config.stop_split_at,
-                refine_every=config.refine_every,
-                max_gaussians=config.max_gaussians,
-            )
-        return SplatStrategy(
-            prune_opa=config.cull_alpha_thresh,
-            grow_grad2d=config.densify_grad_thresh,
-            grow_scale3d=config.densify_size_thresh,
-            grow_scale2d=config.split_screen_size,
-            prune_scale3d=config.cull_scale_thresh,
-            prune_scale2d=config.cull_screen_size,
-            refine_scale2d_stop_iter=config.stop_screen_size_at,
-            refine_start_iter=config.warmup_length,
-            refine_stop_iter=0 if config.strategy == "none" else config.stop_split_at,
-            reset_every=config.reset_alpha_every * config.refine_every,
-            refine_every=config.refine_every,
-            pause_refine_after_reset=self.num_train_data + config.refine_every,
-            absgrad=config.use_absgrad,
-            revised_opacity=False,
-            verbose=False,
-            max_gaussians=config.max_gaussians,
-        )
 
     def rasterize_view(
         self,
@@ -194,6 +120,8 @@ class FvgenModel(SplatfactoModel):
     def _opacities(self, logits: Tensor) -> Tensor:
         """Return opacities; in training a share of the Gaussians is left out."""
         opacities = torch.sigmoid(logits).squeeze(-1)
+        if self.training and self.left_out is not None:
+            opacities = opacities * (self.strategy_state["origin"] != self.left_out + 1)
         rate = self.config.dropout * min(1.0, self.step / self.num_steps)
         if not self.training or rate == 0:
             return opacities
@@ -212,9 +140,11 @@ class FvgenModel(SplatfactoModel):
         if self.training:
             assert camera.shape[0] == 1, "Training renders one camera at a time."
             poses = self.camera_optimizer.apply_to_camera(camera)
+            self._move_state()
         config = self.config
         needs_depth = config.depth_weight > 0 or config.smooth_weight > 0
         with_depth = needs_depth or config.output_depth_during_training or not self.training
+        self.left_out = self._left_out(camera)
         colors, alpha, self.info = self.rasterize_view(
             poses.to(self.device), K, size, with_depth=with_depth, chosen=chosen
         )
@@ -224,6 +154,19 @@ class FvgenModel(SplatfactoModel):
                 self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
             )
         return self._compose(colors, alpha, camera)
+
+    def _move_state(self) -> None:
+        """Bring the strategy's running state to the splat's device."""
+        for key, value in self.strategy_state.items():
+            if isinstance(value, Tensor) and value.device != self.device:
+                self.strategy_state[key] = value.to(self.device)
+
+    def _left_out(self, camera: NerfCameras) -> int | None:
+        """Return the photo whose Gaussians are left out of this training step, or none."""
+        view = (camera.metadata or {}).get("cam_idx")
+        if not self.training or view is None or self.config.cross_view == 0:
+            return None
+        return view if random.Random(self.step).random() < self.config.cross_view else None
 
     def _cropped(self) -> Tensor | None:
         """Return which Gaussians lie in the viewer's crop box, or none where there is no box."""
@@ -289,7 +232,17 @@ class FvgenModel(SplatfactoModel):
         is_generated = batch.get("is_generated", False)
         self.strategy.loss_factor = batch["factor"] if is_generated else 1.0
         if is_generated:
-            losses = {"main_loss": self._weighted_loss(outputs, batch)}
+            weight = self._downscale_if_required(batch["weight"]).to(self.device)
+            loss = self._weighted_loss(outputs, batch["image"], weight.permute(2, 0, 1))
+            losses = {"main_loss": batch["factor"] * loss}
+        elif self.training and self.left_out is not None:
+            # A photo counts by how surely other photos show the same, where they show anything.
+            alpha = outputs["accumulation"].detach().permute(2, 0, 1)
+            surely = F.interpolate(
+                batch["depth_weight"][None], alpha.shape[1:], mode="nearest-exact"
+            )
+            loss = self._weighted_loss(outputs, batch["image"], alpha * surely[0])
+            losses = {"main_loss": loss}
         else:
             losses = super().get_loss_dict(outputs, batch, metrics_dict)
         if self.training:
@@ -305,6 +258,10 @@ class FvgenModel(SplatfactoModel):
         if config.opacity_weight > 0:
             mean = torch.sigmoid(self.opacities).mean()
             losses["opacity_loss"] = config.opacity_weight * mean
+        if config.doubt_weight > 0:
+            doubt = self.strategy_state["doubt"][:, None]
+            mean = (doubt * torch.sigmoid(self.opacities)).mean()
+            losses["doubt_loss"] = config.doubt_weight * mean
         if config.scale_weight > 0:
             losses["scale_loss"] = config.scale_weight * torch.exp(self.scales).mean()
         if batch.get("is_generated", False) or outputs["depth"] is None:
@@ -318,14 +275,12 @@ class FvgenModel(SplatfactoModel):
             losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)
         return losses
 
-    def _weighted_loss(self, outputs: dict, batch: dict) -> Tensor:
-        target = self.get_gt_img(batch["image"]).permute(2, 0, 1)
-        weight = self._downscale_if_required(batch["weight"]).to(self.device).permute(2, 0, 1)
+    def _weighted_loss(self, outputs: dict, image: Tensor, weight: Tensor) -> Tensor:
+        target = self.get_gt_img(image).permute(2, 0, 1)
         prediction = outputs["rgb"].permute(2, 0, 1)
         share = self.config.ssim_lambda
         l1 = weighted_l1(prediction, target, weight)
-        loss = (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
-        return batch["factor"] * loss
+        return (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
 
     def _note_loss(self, key: str, value: float) -> None:
         old = self.running_loss.get(key, value)
@@ -356,6 +311,8 @@ class FvgenModel(SplatfactoModel):
         state = {k: v for k, v in state.items() if not k.startswith("lpips.")}
         for name in NAMES:
             self._resize_parameter(name, state)
+        # What is known of the Gaussians belongs to others; a trainer that resumes brings its own.
+        self.strategy_state.update(seed_origins(self.num_points, {}))
         return super(SplatfactoModel, self).load_state_dict(state, **kwargs)
 
     def _resize_parameter(self, name: str, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,48 @@
+"""Settings of the splat, on top of splatfacto's."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+
+def _model() -> type:
+    """Return the model's class; it imports these settings, so it is imported when asked for."""
+    from fvgen_nerfstudio.model import FvgenModel
+
+    return FvgenModel
+
+
+@dataclass
+class FvgenModelConfig(SplatfactoModelConfig):
+    """Splatfacto's options; generated views bring their own weights with them."""
+
+    _target: type = field(default_factory=_model)
+    max_gaussians: int = 2_000_000
+    """Number of Gaussians above which no more are added."""
+    strategy: Literal["default", "mcmc", "none"] = "default"
+    """How Gaussians are added and removed: by screen-space gradients, by Markov chain, not at
+    all."""
+    seed_size: float = 0.0
+    """Standard deviation of the first Gaussians over the width that their point covers in its
+    photo; 0 takes the distance to the nearest points."""
+    seed_opacity: tuple[float, float] = (0.1, 0.1)
+    """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
+    depth_weight: float = 0.0
+    """Weight of the difference between rendered and measured inverse depth on photos."""
+    smooth_weight: float = 0.0
+    """Weight of the edge-aware variation of inverse depth on photos."""
+    dropout: float = 0.0
+    """Share of Gaussians left out of a training render at the end of the run; rises from 0."""
+    cross_view: float = 0.0
+    """Share of the steps on photos in which the Gaussians that were lifted from the same photo are
+    left out, so that those of the other photos must show what it shows."""
+    doubt_weight: float = 0.0
+    """Weight of the mean opacity of Gaussians, each by how little its point was trusted."""
+    opacity_weight: float = 0.0
+    """Weight of the mean opacity."""
+    scale_weight: float = 0.0
+    """Weight of the mean standard deviation, in world units."""
+    unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
+    """What is shown where no Gaussian is: one colour, or colours from around the hole, in
+    evaluation or in training too."""

@@ -9,7 +9,7 @@ from unit.pointcloud.stage import make_stage
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.geometry.rigid import look_at
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
-from fvgen_recon.pointcloud.mvs.checkpoint import load_mvs, save_mvs
+from fvgen_recon.pointcloud.mvs.checkpoint import SHIPPED, load_mvs, read_mvs_card, save_mvs
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.feature import patches
@@ -159,6 +159,15 @@ def test_weights_come_back(weights):
     first = save_mvs(folder, network, {})
     assert first.sha256 == json.loads((weights / "config.json").read_text())["sha256"]
     assert first.config == SMALL
+
+
+def test_shipped_weights_load_and_their_confidence_tells_right_from_wrong():
+    scene, truth = make_stage()
+    trained = LearnedStereo(fill=False).estimate_depth(scene)
+    right = (trained.depth / truth - 1).abs() < 0.02
+    assert read_mvs_card(SHIPPED).training["steps"] > 0
+    assert right.float().mean() > 0.72
+    assert trained.confidence[right].mean() > trained.confidence[~right].mean() + 0.1
 
 
 def test_missing_and_damaged_weights_are_refused(weights, tmp_path):

@@ -19,9 +19,17 @@ import tyro
 
 from fvgen_recon.diffusion.backbone import VideoModel
 from fvgen_recon.distill.config import stage_rollout
-from fvgen_recon.distill.data import ClipSource, MemoryClips, Prefetched, open_packed
+from fvgen_recon.distill.data import (
+    ClipSource,
+    MemoryClips,
+    PackedClips,
+    Prefetched,
+    open_packed,
+)
 from fvgen_recon.distill.model import BACKBONES, finished_student, random_compact, start_networks
 from fvgen_recon.distill.parallel import Processes, start_processes, wait_for_all
+from fvgen_recon.distill.shard_plan import is_prepared
+from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.distill.synthetic import synthetic_clips
 from fvgen_recon.distill.tracker import (
     FileTracker,
@@ -36,6 +44,9 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.recipes.distill import RECIPES, DistillRecipe
 
 log = logging.getLogger("distill")
+
+MAX_VALIDATION = 8
+"""Prepared validation clips that are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +70,8 @@ class Options:
     teacher: Path | None = None
     """Folder of the teacher; the debug recipe starts from random weights where none is given."""
     data: Path | None = None
-    """Folder with packed clips in `train/` and, if wanted, `validation/`; made-up clips for the
-    debug recipe where none is given."""
+    """Folder with clips in `train/` and, if wanted, `validation/`, each prepared by
+    scripts/prepare_dl3dv.py or packed; made-up clips for the debug recipe where none is given."""
     in_memory: bool = False
     """Hold all clips on the device instead of reading them clip by clip."""
     batch_size: int | None = None
@@ -95,10 +106,10 @@ def chosen_recipe(options: Options) -> DistillRecipe:
     return replace(recipe, train=train)
 
 
-def load_model(options: Options, recipe: DistillRecipe) -> VideoModel:
+def load_model(options: Options, recipe: DistillRecipe, device: torch.device) -> VideoModel:
     """Open the teacher."""
     if options.teacher is not None:
-        return BACKBONES[recipe.backbone].load(options.teacher)
+        return BACKBONES[recipe.backbone].load(options.teacher, device)
     if recipe.untrained is None:
         raise InputError(f"The recipe {options.recipe} needs a teacher: name its folder.")
     return random_compact(recipe.untrained)
@@ -118,12 +129,29 @@ def load_data(
         )
         clips = train.clips.to(device)
         return MemoryClips(clips=clips, seed=seed, device=device), validation.to(device)
-    packed = open_packed(options.data / "train", seed=seed, device=device)
     folder = options.data / "validation"
-    validation = read_validation(folder, model.codec, device) if folder.is_dir() else None
+    validation = open_validation(folder, model, device) if folder.is_dir() else None
+    source = open_clips(options.data / "train", model, seed=seed, device=device)
     if options.in_memory:
-        return MemoryClips(clips=packed.load().to(device), seed=seed, device=device), validation
-    return Prefetched(packed, recipe.train.batch_size * processes.count), validation
+        return MemoryClips(clips=source.load().to(device), seed=seed, device=device), validation
+    return Prefetched(source, recipe.train.batch_size * processes.count), validation
+
+
+def open_clips(
+    folder: Path, model: VideoModel, *, seed: int, device: torch.device
+) -> PackedClips | ShardSource:
+    """Open prepared shards or packed clips; clips without latents are encoded while reading."""
+    if not is_prepared(folder):
+        return open_packed(folder, seed=seed, device=device)
+    return open_shards(folder, seed=seed, device=device, codec=model.codec)
+
+
+def open_validation(folder: Path, model: VideoModel, device: torch.device) -> ValidationClips:
+    """Open the clips to look at."""
+    if not is_prepared(folder):
+        return read_validation(folder, model.codec, device)
+    source = open_shards(folder, seed=0, device=device, codec=model.codec)
+    return shard_validation(source, model.codec, max_clips=MAX_VALIDATION)
 
 
 def open_trackers(options: Options, processes: Processes) -> list[Tracker]:
@@ -144,7 +172,7 @@ def run(options: Options) -> None:
     """Train, and write the student when the run is at its end."""
     processes = start_processes(cpu=options.cpu)
     recipe = chosen_recipe(options)
-    model = load_model(options, recipe)
+    model = load_model(options, recipe, processes.device)
     source, validation = load_data(options, recipe, model, processes)
     model.backbone.to(processes.device)
     half = processes.device.type == "cuda" and recipe.backbone == "viewcrafter"
@@ -180,7 +208,7 @@ def export(options: Options, recipe: DistillRecipe, trainer: Trainer, processes:
     folder = options.output / "student"
     weights = trainer.ensemble.average_weights()
     if processes.is_main:
-        student = load_model(options, recipe).backbone
+        student = load_model(options, recipe, torch.device("cpu")).backbone
         student = finished_student(student, weights, recipe.lora)
         rollout = stage_rollout(recipe.train.phases[-1].stage)
         BACKBONES[recipe.backbone].export(folder, options.teacher, student, rollout)

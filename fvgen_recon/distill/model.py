@@ -28,8 +28,8 @@ from fvgen_recon.errors import InputError
 class BackboneDoor:
     """How models of one kind are opened, and how a student of that kind is written."""
 
-    load: Callable[[Path], VideoModel]
-    """Read the teacher from a folder."""
+    load: Callable[[Path, torch.device], VideoModel]
+    """Read the teacher from a folder; its networks, the codec's too, go to the device."""
     export: Callable[[Path, Path | None, nn.Module, RolloutSettings], None]
     """Write a folder that generators load: where to, the teacher's folder, the student, its
     sampler."""
@@ -49,8 +49,9 @@ def random_compact(config: CompactConfig, seed: int = 0) -> VideoModel:
     )
 
 
-def _load_compact(folder: Path) -> VideoModel:
+def _load_compact(folder: Path, device: torch.device) -> VideoModel:
     model, _ = load_compact(folder)
+    model.backbone.to(device)
     return model
 
 
@@ -61,11 +62,11 @@ def _export_compact(
     save_compact(folder, student, role="student", num_steps=rollout.num_steps, sampler=rollout.kind)
 
 
-def _load_viewcrafter(folder: Path) -> VideoModel:
+def _load_viewcrafter(folder: Path, device: torch.device) -> VideoModel:
     from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
     from fvgen_recon.diffusion.viewcrafter.pipeline import ViewCrafterPipeline
 
-    pipeline = ViewCrafterPipeline.from_pretrained(folder)
+    pipeline = ViewCrafterPipeline.from_pretrained(folder).to(device)
     return VideoModel(
         codec=pipeline.codec,
         backbone=ViewCrafterBackbone(pipeline.unet),

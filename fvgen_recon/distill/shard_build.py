@@ -108,10 +108,7 @@ def load_codec(settings: ShardSettings, device: torch.device) -> Codec | None:
         raise InputError(
             f"There is no codec `{settings.codec}`: choose one of {', '.join(BACKBONES)}."
         )
-    codec = BACKBONES[settings.codec].load(Path(settings.codec_folder)).codec
-    if isinstance(codec, torch.nn.Module):
-        codec.to(device)
-    return codec
+    return BACKBONES[settings.codec].load(Path(settings.codec_folder), device).codec
 
 
 def build_clip(

@@ -245,6 +245,11 @@ def write_plan(folder: Path, plan: ShardPlan) -> None:
     write_json(folder / PLAN, _content(plan))
 
 
+def is_prepared(folder: Path) -> bool:
+    """Tell whether a folder is a prepared data set, finished or not."""
+    return (folder / PLAN).is_file()
+
+
 def read_plan(folder: Path) -> ShardPlan:
     """Read the plan of a data set.
 

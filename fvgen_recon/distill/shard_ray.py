@@ -7,6 +7,7 @@ shard appears only when complete, and under one name, nothing is lost and nothin
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fvgen_recon.distill.shard_build import Share, build_shard, load_codec, pending_shards
 from fvgen_recon.distill.shard_file import ShardRecord
@@ -14,6 +15,7 @@ from fvgen_recon.distill.shard_plan import ShardPlan, read_plan
 from fvgen_recon.errors import MissingDependencyError, TrainingError
 
 TASK = "make_shard"
+_START_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,7 @@ def build_shards_on_ray(
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        TrainingError: A shard's worker died again and again.
+        TrainingError: The cluster does not start, or a shard's worker died again and again.
     """
     try:
         import ray
@@ -69,12 +71,7 @@ def build_shards_on_ray(
         return 0
     started = not ray.is_initialized()
     if started:
-        local = {"num_cpus": settings.num_workers, "include_dashboard": False}
-        ray.init(
-            address=settings.address,
-            log_to_driver=False,
-            **({} if settings.address else local),
-        )
+        _join_cluster(settings)
     try:
         task = ray.remote(_make_shard).options(
             name=TASK,
@@ -97,6 +94,25 @@ def build_shards_on_ray(
         if started:
             ray.shutdown()
     return len(numbers)
+
+
+def _join_cluster(settings: RaySettings) -> None:
+    """Connect to the cluster, or start one here; a busy machine may need more than one try."""
+    import ray
+
+    local: dict[str, Any] = {"num_cpus": settings.num_workers, "include_dashboard": False}
+    where: dict[str, Any] = {"address": settings.address} if settings.address else local
+    for left in reversed(range(_START_TRIES)):
+        try:
+            ray.init(log_to_driver=False, **where)
+            return
+        except Exception as error:  # Ray raises plain exceptions here.
+            ray.shutdown()
+            if left == 0:
+                raise TrainingError(
+                    f"The Ray cluster could not be reached or started ({error}): check its address "
+                    "and that this machine is not overloaded, or use --shard."
+                ) from error
 
 
 def _make_shard(root: str, folder: str, number: int, on_gpu: bool) -> ShardRecord:

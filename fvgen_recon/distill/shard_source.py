@@ -1,6 +1,7 @@
 """Training clips straight from shards: the same clips for the same numbers, whoever asks."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fvgen_recon.distill.shard_file import (
     tar_path,
 )
 from fvgen_recon.distill.shard_plan import read_plan
+from fvgen_recon.distill.validation import ValidationClips
 from fvgen_recon.errors import InputError
 
 _LATENTS = "latents.safetensors"
@@ -40,7 +42,7 @@ class ShardSource:
     device: torch.device
     """Where batches are wanted."""
     codec: Codec | None
-    """Encodes clips while reading; none where latents are stored."""
+    """Encodes clips while reading; none to read stored latents."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -49,11 +51,7 @@ class ShardSource:
     def batch(self, numbers: range) -> TrainingBatch:
         """Return the clips with these numbers, counted over the whole training."""
         indices = shuffled(numbers, len(self.places), self.seed)
-        parts = [self._one(i, n) for i, n in zip(indices, numbers, strict=True)]
-        return TrainingBatch(
-            x0=torch.cat([p.x0 for p in parts]),
-            condition=join_conditions([p.condition for p in parts]),
-        )
+        return self._join([self._one(i, n) for i, n in zip(indices, numbers, strict=True)])
 
     def step_batch(self, step: int, *, rank: int, num_ranks: int, batch_size: int) -> TrainingBatch:
         """Return the clips of one process at one step: ranks share each step's clips out."""
@@ -65,6 +63,17 @@ class ShardSource:
         shard, place = self.places[index]
         with tar_path(self.folder, shard).open("rb") as file:
             return decode_clip(place.key, read_members(file, place))
+
+    @staticmethod
+    def _join(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+        return TrainingBatch(
+            x0=torch.cat([p.x0 for p in parts]),
+            condition=join_conditions([p.condition for p in parts]),
+        )
+
+    def load(self) -> TrainingBatch:
+        """Read and, without stored latents, encode everything, in the order of the data set."""
+        return self._join([self._one(i, i) for i in range(len(self))])
 
     def _one(self, index: int, number: int) -> TrainingBatch:
         if self.codec is not None:
@@ -89,7 +98,7 @@ def open_shards(
         folder: Written by the preparation.
         seed: Decides the order.
         device: Where batches are wanted.
-        codec: Encodes clips while reading; stored latents are used where none is given.
+        codec: Encodes clips while reading where no latents are stored.
 
     Raises:
         InputError: Shards are missing, there are no clips, or neither latents nor a codec came.
@@ -107,4 +116,18 @@ def open_shards(
         raise InputError(
             f"{folder} was prepared without latents: prepare it with a codec, or give one here."
         )
+    if plan.settings.codec is not None:
+        codec = None
     return ShardSource(folder=folder, places=places, seed=seed, device=device, codec=codec)
+
+
+def shard_validation(source: ShardSource, codec: Codec, *, max_clips: int) -> ValidationClips:
+    """Return a prepared data set's first clips as clips to look at."""
+    chosen = replace(source, places=source.places[:max_clips])
+    clips = [chosen.clip(i) for i in range(len(chosen))]
+    return ValidationClips(
+        clips=chosen.load(),
+        renders=torch.stack([clip.guidance.frames for clip in clips]),
+        truth=torch.stack([clip.frames for clip in clips]),
+        codec=codec,
+    ).to(source.device)

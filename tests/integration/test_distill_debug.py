@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from factories import make_guidance
+from room_folder import write_room
 
 from fvgen_recon.diffusion.compact.generator import load_generator
+from fvgen_recon.distill.shard_build import build_shards, settle_plan
+from fvgen_recon.distill.shard_plan import ShardSettings, make_plan
 from scripts.distill import Options, main
 
 
@@ -23,6 +26,21 @@ def test_debug_recipe_stops_goes_on_and_writes_a_student(tmp_path: Path) -> None
     generator = load_generator(tmp_path / "student", fast=False)
     frames = generator.generate(make_guidance(num_frames=4), seed=0)
     assert frames.shape == (4, 3, 32, 48)
+
+
+def test_debug_recipe_trains_on_prepared_shards(tmp_path: Path) -> None:
+    write_room(tmp_path / "rooms" / "room", seed=0, num_photos=8)
+    settings = ShardSettings(num_frames=4, height=32, width=48, clips_per_shard=1)
+    for part in ("train", "validation"):
+        folder = tmp_path / "data" / part
+        plan = settle_plan(folder, make_plan(tmp_path / "rooms", settings)[0])
+        build_shards(tmp_path / "rooms", folder, plan, report=lambda record: None)
+    where = tmp_path / "run"
+    options = Options(recipe="debug", data=tmp_path / "data", output=where, cpu=True, stop_after=9)
+    assert main(options) == 0
+    lines = [json.loads(x) for x in (where / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [1, 2, 3]
+    assert "validation/psnr" in lines[2]
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_recipe_runs_and_its_student_is_a_pipeline(
     recipe: str, lora: LoraSettings | None, teacher: Path, tmp_path: Path
 ) -> None:
     door = BACKBONES["viewcrafter"]
-    model = door.load(teacher)
+    model = door.load(teacher, ALONE.device)
     clips = synthetic_clips(model.codec, num_clips=2, num_frames=4, height=32, width=48, seed=0)
     train = short(recipe)
     networks = start_networks(model, clips.clips, disc_width=16, lora=lora)
@@ -62,7 +62,7 @@ def test_recipe_runs_and_its_student_is_a_pipeline(
     assert lora is None or all("lora_" in name for name in moved)
     assert len(list(tmp_path.glob("validation-*.png"))) >= 1
     weights = trainer.ensemble.average_weights()
-    student = finished_student(door.load(teacher).backbone, weights, lora)
+    student = finished_student(door.load(teacher, ALONE.device).backbone, weights, lora)
     rollout = stage_rollout(train.phases[-1].stage)
     door.export(tmp_path / "student", teacher, student, rollout)
     pipeline = FVGenPipeline.from_pretrained(tmp_path / "student")

@@ -28,7 +28,7 @@ from fvgen_recon.distill.shard_file import (
     tar_path,
 )
 from fvgen_recon.distill.shard_plan import ShardPlan, ShardSettings, make_plan
-from fvgen_recon.distill.shard_source import ShardSource, open_shards
+from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.scenes import load_capture, load_scene
 from fvgen_recon.recipes.distill import RECIPES
@@ -254,6 +254,19 @@ def test_unfinished_and_latentless_sets_are_refused(copied: tuple[Path, ShardPla
     record_path(folder, 2).unlink()
     with pytest.raises(InputError, match="has 2 of 3 shards"):
         open_shards(folder, seed=0, device=CPU, codec=debug_codec())
+
+
+def test_first_clips_are_to_look_at(made: tuple[Path, ShardPlan]) -> None:
+    codec = debug_codec()
+    source = open_shards(made[0], seed=0, device=CPU, codec=codec)
+    everything = source.load()
+    assert len(everything) == len(source) == 6
+    torch.testing.assert_close(everything.x0[4], codec.encode(source.clip(4).frames[None])[0])
+    shown = shard_validation(source, codec, max_clips=2)
+    assert len(shown.clips) == 2
+    torch.testing.assert_close(shown.clips.x0, everything.x0[:2])
+    torch.testing.assert_close(shown.truth[1], source.clip(1).frames)
+    torch.testing.assert_close(shown.renders[1], source.clip(1).guidance.frames)
 
 
 def test_stored_latents_are_what_the_codec_gives(rooms: Path, made: tuple[Path, ShardPlan]) -> None:

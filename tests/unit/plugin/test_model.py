@@ -3,6 +3,7 @@
 import pytest
 import torch
 from factories import make_cameras, make_cloud
+from nerfstudio.cameras.cameras import Cameras as NerfCameras
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.splatfacto import SplatfactoModel
@@ -25,6 +26,31 @@ def _model(num_points: int = 60, **options) -> FvgenModel:
     )
     assert isinstance(model, FvgenModel)
     return model
+
+
+def _seeded(num_points: int = 60, **options) -> FvgenModel:
+    """A splat whose points know their photo, their confidence and their width."""
+    cloud = make_cloud(num_points)
+    config = FvgenModelConfig(sh_degree=0, num_downscales=0, background_color="black", **options)
+    model = config.setup(
+        scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=3,
+        seed_points=(cloud.xyz, cloud.rgb * 255),
+        metadata={
+            "points3D_confidence": torch.linspace(0, 1, num_points),
+            "points3D_spacing": torch.linspace(0, 0.1, num_points),
+            "points3D_view": torch.arange(num_points) % 3,
+        },
+    )
+    assert isinstance(model, FvgenModel)
+    model.optimizers = _optimizers(model)
+    return model
+
+
+def _photo(view: int) -> NerfCameras:
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[view])
+    camera.metadata = {"cam_idx": view}
+    return camera
 
 
 def _optimizers(model: FvgenModel) -> dict[str, torch.optim.Optimizer]:
@@ -50,6 +76,92 @@ def _step(model: FvgenModel, batch: dict, step: int = 0) -> dict:
 @pytest.fixture
 def batch(rng) -> dict:
     return {"image": torch.rand(24, 32, 3, generator=rng)}
+
+
+def test_seeds_take_size_and_opacity_from_what_is_known():
+    model = _seeded(seed_size=0.5, seed_opacity=(0.1, 0.7))
+    opacity = torch.sigmoid(model.opacities.detach()).squeeze(-1)
+    torch.testing.assert_close(opacity, torch.linspace(0.1, 0.7, 60))
+    sigma = torch.exp(model.scales.detach())
+    torch.testing.assert_close(sigma[1:, 0], torch.linspace(0, 0.05, 60)[1:])
+    assert sigma[0, 0] > 0.05  # Of unknown width: as far as its neighbours are.
+
+
+def test_a_photo_s_own_gaussians_are_left_out_and_nothing_reaches_them(batch):
+    model = _seeded(cross_view=1.0).train()
+    batch = {**batch, "depth": torch.ones(1, 12, 16), "depth_weight": torch.ones(1, 12, 16)}
+    losses = model.get_loss_dict(model(_photo(1)), batch)
+    losses["main_loss"].backward()
+    grad = model.gauss_params["features_dc"].grad.abs().sum(-1)
+    own = torch.arange(60) % 3 == 1
+    assert grad[own].max() == 0
+    assert grad[~own].max() > 0
+    nothing_sure = {**batch, "depth_weight": torch.zeros(1, 12, 16)}
+    assert model.get_loss_dict(model(_photo(1)), nothing_sure)["main_loss"] == 0
+    assert model(to_nerfstudio(make_cameras(3, 24, 32)[1]))["accumulation"].max() > 0
+    assert model.left_out is None  # A generated view has no Gaussians of its own.
+
+
+def test_doubted_gaussians_fade_and_trusted_ones_do_not(batch):
+    model = _seeded(doubt_weight=1.0).train()
+    losses = model.get_loss_dict(model(_photo(0)), batch)
+    losses["doubt_loss"].backward()
+    grad = model.gauss_params["opacities"].grad.squeeze(-1)
+    assert grad[0] > 0
+    assert grad[-1] == 0
+    assert (grad.diff() <= 0).all()
+
+
+def test_measured_depth_pulls_gaussians_to_it(batch):
+    model = _seeded(depth_weight=1.0).train()
+    measured = torch.full((1, 12, 16), 3.0)  # They lie four units from the cameras.
+    view = {**batch, "depth": measured, "depth_weight": torch.ones(1, 12, 16)}
+    losses = model.get_loss_dict(model(_photo(1)), view)
+    losses["depth_loss"].backward()
+    towards = -to_nerfstudio(make_cameras(3, 24, 32)[1]).camera_to_worlds[0, :, 2]
+    step = -(model.gauss_params["means"].grad @ towards)
+    assert step.sum() < 0
+    generated = {**view, "is_generated": True, "weight": torch.ones(24, 32, 1), "factor": 1.0}
+    assert "depth_loss" not in model.get_loss_dict(model(_photo(1)), generated)
+
+
+def test_dropout_rises_with_the_run_and_never_touches_evaluation():
+    model = _seeded(dropout=0.5)
+    model.num_steps = 100
+    shown = {}
+    for step in (0, 50, 100):
+        model.step = step
+        shown[step] = (model.train()._opacities(model.opacities) == 0).float().mean().item()
+    assert shown[0] == 0
+    assert 0.05 < shown[50] < 0.45
+    assert 0.3 < shown[100] < 0.7
+    assert (model.eval()._opacities(model.opacities) > 0).all()
+
+
+def test_unknown_pixels_take_colours_from_around():
+    flat, diffuse = (_seeded(unknown=u, seed_size=0.3).eval() for u in ("color", "diffuse"))
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[1])
+    first, second = (model.get_outputs_for_camera(camera) for model in (flat, diffuse))
+    empty = first["accumulation"][..., 0] == 0
+    assert empty.any()
+    assert first["rgb"][empty].max() == 0
+    assert second["rgb"][empty].min() > 0
+    trained = diffuse.train()(camera)["rgb"]
+    torch.testing.assert_close(trained, first["rgb"])
+    always = _seeded(unknown="diffuse-always", seed_size=0.3).train()
+    torch.testing.assert_close(always(camera)["rgb"], second["rgb"])
+
+
+def test_what_is_known_of_gaussians_follows_them_when_they_are_added_and_removed(batch):
+    model = _seeded(strategy="default", densify_grad_thresh=0.0, warmup_length=0, refine_every=2)
+    assert len(model.strategy_state["origin"]) == 60
+    for step in (1, 2):
+        _step(model, batch, step)
+    assert model.num_points != 60
+    for key in ("origin", "doubt"):
+        assert len(model.strategy_state[key]) == model.num_points
+    assert model.add_points(make_cloud(5, seed=9)) == 5
+    assert (model.strategy_state["origin"][-5:] == 0).all()
 
 
 def test_poses_become_the_matrices_that_the_rasteriser_wants():

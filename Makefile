@@ -14,10 +14,15 @@ $(BIN)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+# DUSt3R's own classes for the tests, without the packages that only its demo needs.
+$(BIN)/.dust3r: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps mini-dust3r roma einops
+	touch $@
+
 demo: setup
 	$(BIN)/python scripts/demo.py
 
-check: setup
+check: setup $(BIN)/.dust3r
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

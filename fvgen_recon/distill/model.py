@@ -98,9 +98,27 @@ def _export_viewcrafter(
     pipeline.save_pretrained(folder)
 
 
+def _load_wan(folder: Path, device: torch.device) -> VideoModel:
+    from fvgen_recon.diffusion.wan import load_wan
+
+    return load_wan(folder, device)
+
+
+def _export_wan(
+    folder: Path, teacher: Path | None, student: nn.Module, rollout: RolloutSettings
+) -> None:
+    from fvgen_recon.diffusion.wan import WanBackbone, save_wan
+
+    if teacher is None:
+        raise InputError("Writing this student needs the teacher's folder, for its other networks.")
+    assert isinstance(student, WanBackbone)
+    save_wan(folder, teacher, student, num_steps=rollout.num_steps, sampler=rollout.kind)
+
+
 BACKBONES: dict[str, BackboneDoor] = {
     "compact": BackboneDoor(load=_load_compact, export=_export_compact),
     "viewcrafter": BackboneDoor(load=_load_viewcrafter, export=_export_viewcrafter),
+    "wan": BackboneDoor(load=_load_wan, export=_export_wan),
 }
 
 

@@ -343,12 +343,13 @@ def main(args: Arguments) -> None:
     recipe = RECIPES[args.recipe]()
     stages = _stages(args, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.cache_size_limit = 64
     args.out.mkdir(parents=True, exist_ok=True)
     bank = args.bank or args.out / "bank"
     workers = _start_workers(args, bank)
+    # Not before: clips are built in full precision, since projections need it.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.cache_size_limit = 64
     perceptual, judge = _judges(args, device)
     run = Run(
         args=args,

@@ -10,6 +10,8 @@ from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings,
 from fvgen_recon.distill.losses import Divergence
 from fvgen_recon.distill.pair import PairLimits
 from fvgen_recon.distill.pretrain import PretrainConfig
+from fvgen_recon.pointcloud.base import PointCloudEstimator
+from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 
 
@@ -33,7 +35,8 @@ class CompactRecipe:
     num_views: int
     """Input photos in validation."""
     limits: PairLimits
-    estimator: PlaneSweep
+    estimator: PointCloudEstimator
+    """Source of the clouds that clips are rendered from: that of inference."""
     stages: tuple[PretrainConfig | DistilConfig, ...]
     """Stages that a training can name, in the order of their first use."""
     teacher_steps: tuple[int, ...]
@@ -94,7 +97,7 @@ def full() -> CompactRecipe:
         clips_per_scene=6,
         num_views=3,
         limits=PairLimits(),
-        estimator=PlaneSweep(),
+        estimator=LearnedStereo(),
         stages=(
             PretrainConfig(name="regression", seconds=160.0, perceptual_weight=0.4),
             PretrainConfig(name="teacher", seconds=220.0, learning_rate=3e-4, diffusion=True),

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.render.guidance import render_guidance, support_fraction
-from fvgen_recon.trajectory import PLANNERS
+from fvgen_recon.trajectory import make_planner
 from fvgen_recon.types import Cameras, Clip, Guidance, PointCloud, Scene, Trajectory
 
 _Result = TypeVar("_Result")
@@ -49,6 +50,9 @@ class DensifyConfig:
     """Point-cloud source: one of `pointcloud.ESTIMATORS`."""
     planner: str = "even"
     """Camera paths: one of `trajectory.PLANNERS`."""
+    camera_path: Path | None = None
+    """For the planner `file`: a camera path that nerfstudio's viewer exported, in the world of the
+    scene that is densified."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """What fills the views."""
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
@@ -83,13 +87,13 @@ class Densifier:
     """Runs estimate -> plan -> render -> generate -> score -> bank."""
 
     def __init__(self, config: DensifyConfig) -> None:
-        for kind, name, known in (
-            ("point-cloud estimator", config.estimator, ESTIMATORS),
-            ("trajectory planner", config.planner, PLANNERS),
-        ):
-            if name not in known:
-                raise InputError(f"There is no {kind} `{name}`: choose one of {', '.join(known)}.")
+        if config.estimator not in ESTIMATORS:
+            known = ", ".join(ESTIMATORS)
+            raise InputError(
+                f"There is no point-cloud estimator `{config.estimator}`: choose one of {known}."
+            )
         self.config = config
+        self.planner = make_planner(config.planner, config.camera_path)
 
     def run(
         self,
@@ -127,7 +131,7 @@ class Densifier:
         trusted = points[points.confidence >= self.config.min_confidence]
         plan = clock.time(
             "plan",
-            lambda: PLANNERS[self.config.planner]().plan(
+            lambda: self.planner.plan(
                 scene, generator.num_frames, lambda camera: support_fraction(trusted, camera)
             ),
         )

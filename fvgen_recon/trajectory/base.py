@@ -1,7 +1,7 @@
 """The seam for camera paths."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fvgen_recon.types import Cameras, Scene, Trajectory
 
@@ -10,6 +10,7 @@ SupportFunction = Callable[[Cameras], float]
 planners need not know how support is measured."""
 
 
+@runtime_checkable
 class TrajectoryPlanner(Protocol):
     """Plans clips of camera poses from the chosen input cameras alone."""
 

@@ -32,6 +32,7 @@ def make_config(settings: DensifySettings, estimator: str, device: str) -> Densi
     return DensifyConfig(
         estimator=estimator,
         planner=settings.planner,
+        camera_path=settings.camera_path,
         generator=generator,
         long_side=settings.long_side,
         num_samples=settings.num_samples,

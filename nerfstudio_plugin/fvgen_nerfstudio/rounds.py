@@ -33,6 +33,8 @@ class DensifySettings:
     """Samples of each clip; more than one measures how far they agree."""
     planner: str = "even"
     """Camera paths between the input views (even, interpolate, support, file)."""
+    camera_path: Path | None = None
+    """For the planner `file`: a camera path from the viewer of a run with the same input views."""
     long_side: int = 512
     """Longer image side that points, renders and generator work at, in pixels."""
     seed: int = 0

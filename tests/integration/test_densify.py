@@ -1,6 +1,7 @@
 """`scripts/densify.py`: a scene of photos and generated frames that other trainers read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,33 @@ def test_another_generator_replaces_the_frames(room: Path, output: Path, tmp_pat
     bank = Bank(tmp_path / "out" / "bank")
     assert {entry.origin.generator for entry in bank.entries} == {"fill"}
     assert len(load_capture(tmp_path / "out")) == len(load_capture(output))
+
+
+def test_a_users_own_path_is_followed(room: Path, tmp_path: Path) -> None:
+    poses = torch.tensor(
+        [
+            frame["transform_matrix"]
+            for frame in json.loads((room / "transforms.json").read_text())["frames"]
+        ]
+    )
+    poses[:, 1, 3] += 0.2  # Every camera a little higher than the photos.
+    rows = [{"camera_to_world": pose.flatten().tolist(), "fov": 45.0} for pose in poses[1:6]]
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps({"camera_type": "perspective", "camera_path": rows}))
+    options = _options(room, tmp_path / "out")
+    densify = replace(options.densify, planner="file", camera_path=path)
+    assert main(replace(options, densify=densify)) == 0
+    capture = load_capture(tmp_path / "out")
+    heights = {
+        kind: [
+            float(camera.position[1])
+            for name, camera in zip(capture.names, capture.cameras, strict=True)
+            if name.startswith(kind)
+        ]
+        for kind in ("photos", "bank")
+    }
+    assert len(heights["bank"]) == NUM_FRAMES - 2
+    assert min(heights["bank"]) > max(heights["photos"]) + 0.1
 
 
 @pytest.mark.parametrize("name", BAD_SCENES)

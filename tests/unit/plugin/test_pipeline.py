@@ -75,6 +75,8 @@ def test_without_a_generator_there_is_no_bank(room, tmp_path):
     [
         ({"generator": "magic"}, "no generator `magic`"),
         ({"planner": "magic"}, "no trajectory planner `magic`"),
+        ({"planner": "file"}, "needs a camera path"),
+        ({"planner": "file", "camera_path": Path("gone.json")}, "gone.json was expected"),
         ({"weights": Path("absent")}, "no weights at absent"),
         ({"rounds": (0.5, 0.1)}, "rising fractions"),
     ],

@@ -9,7 +9,7 @@ from factories import make_cloud, make_scene
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.geometry.rigid import look_at
-from fvgen_recon.trajectory import PLANNERS
+from fvgen_recon.trajectory import PLANNERS, make_planner
 from fvgen_recon.trajectory.between import EvenPlanner, InterpolatePlanner
 from fvgen_recon.trajectory.camera_file import FilePlanner, read_camera_path
 from fvgen_recon.trajectory.pose import pose_distances
@@ -201,3 +201,22 @@ def test_files_that_are_no_camera_paths_are_named(tmp_path, content, message):
         FilePlanner(path=path).plan(make_scene(2), 4, see_everything)
     with pytest.raises(InputError, match="is not there"):
         FilePlanner(path=tmp_path / "none.json").plan(make_scene(2), 4, see_everything)
+
+
+def test_the_planner_file_follows_the_file_it_is_given(camera_file):
+    assert make_planner("file", camera_file) == FilePlanner(path=camera_file)
+    assert make_planner("support") == SupportPlanner()
+
+
+@pytest.mark.parametrize(
+    ("name", "has_path", "sentence"),
+    [
+        ("magic", False, "no trajectory planner `magic`"),
+        ("file", False, "needs a camera path"),
+        ("even", True, "needs a camera path"),
+        ("file", True, "gone.json was expected"),
+    ],
+)
+def test_planners_that_cannot_be_made(name, has_path, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        make_planner(name, tmp_path / "gone.json" if has_path else None)

@@ -1,8 +1,29 @@
 """Complete settings for training a splat, by kind of machine. Plain numbers: importing is cheap."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fvgen_recon.densify.schedule import MixingSchedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparsePrior:
+    """What keeps a splat of few photos from explaining them by wrong shapes."""
+
+    min_confidence: float = 0.0
+    """Points below this confidence are no start for a Gaussian."""
+    seed_size: float = 0.4
+    """Standard deviation of the first Gaussians over the width that their point covers."""
+    seed_opacity: tuple[float, float] = (0.03, 0.2)
+    """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
+    strategy: Literal["default", "mcmc", "none"] = "none"
+    """How Gaussians are added and removed."""
+    unknown: Literal["color", "diffuse", "diffuse-always"] = "diffuse-always"
+    """What is shown where no Gaussian is."""
+    dropout: float = 0.6
+    """Share of Gaussians left out of a training render at the end of the run."""
+    depth_weight: float = 1.0
+    """Weight of the difference between rendered and measured inverse depth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +62,8 @@ class SplatRecipe:
     """Opacity below which a Gaussian is removed."""
     steps_per_save: int
     """Steps between checkpoints."""
+    prior: SparsePrior = field(default_factory=SparsePrior)
+    """What a splat of few photos is held to."""
     mixing: MixingSchedule = field(default_factory=MixingSchedule)
     """When generated views take part."""
 
@@ -55,9 +78,9 @@ def gpu_splat() -> SplatRecipe:
         num_steps=10_000,
         long_side=0,
         densify_long_side=512,
-        num_points=200_000,
+        num_points=100_000,
         max_gaussians=2_000_000,
-        num_downscales=1,
+        num_downscales=0,
         resolution_schedule=1000,
         sh_degree=3,
         sh_degree_interval=1000,
@@ -83,7 +106,7 @@ def cpu_splat() -> SplatRecipe:
         densify_long_side=256,
         num_points=8_000,
         max_gaussians=20_000,
-        num_downscales=1,
+        num_downscales=0,
         resolution_schedule=150,
         sh_degree=1,
         sh_degree_interval=200,

@@ -26,6 +26,11 @@ from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
 from fvgen_recon.types import Cameras, PointCloud
 
+_TRUSTED = 0.5
+"""Confidence from which a point counts as measured."""
+_LEAST_WEIGHT = 0.1
+"""How often points of no confidence are drawn, over those of full confidence."""
+
 
 @dataclass
 class FvgenDataParserConfig(DataParserConfig):
@@ -124,27 +129,32 @@ class FvgenDataParser(DataParser):
         (0 where no view is known).
         """
         from fvgen_nerfstudio.depth import pixel_spacing
-        from fvgen_nerfstudio.gaussian import thin_cloud
+        from fvgen_nerfstudio.gaussian import draw_points
 
         cloud = self.points
         # Random points claim no confidence at all, and whoever asks for them wants them.
-        least = 0.0 if self.config.estimator == "random" else self.config.min_confidence
-        trusted = cloud[cloud.confidence >= least]
-        if len(trusted) < 10:
+        is_random = self.config.estimator == "random"
+        num_trusted = len(cloud) if is_random else int((cloud.confidence >= _TRUSTED).sum())
+        if num_trusted < 10:
             raise InputError(
-                f"Only {len(trusted)} points could be trusted among {len(cloud)}: the input views "
+                f"Only {num_trusted} points could be trusted among {len(cloud)}: the input views "
                 "hardly overlap. Choose views that see the same things, or --pipeline.datamanager."
                 "dataparser.estimator random."
             )
-        kept = thin_cloud(trusted, self.config.num_points, self.config.seed)
-        # Each point that is kept stands for those that are not.
-        thinning = (len(trusted) / len(kept)) ** 0.5
+        least = 0.0 if is_random else self.config.min_confidence
+        trusted = cloud[cloud.confidence >= least]
+        drawn, chance = draw_points(
+            trusted.confidence, self.config.num_points, self.config.seed, least=_LEAST_WEIGHT
+        )
+        kept = trusted[drawn.to(trusted.xyz.device)]
+        # A point that was drawn with a chance of 1 in 9 stands for 3 by 3 pixels.
+        spacing = pixel_spacing(kept, self.point_cameras).cpu() / chance.sqrt()
         return {
             "points3D_xyz": kept.xyz.cpu(),
             "points3D_rgb": (kept.rgb * 255).cpu(),
             "points3D_confidence": kept.confidence.cpu(),
             "points3D_view": kept.view.cpu(),
-            "points3D_spacing": (thinning * pixel_spacing(kept, self.point_cameras)).cpu(),
+            "points3D_spacing": spacing,
         }
 
     def _native_cameras(self, views: tuple[int, ...]) -> NerfCameras:

@@ -100,13 +100,34 @@ def append_gaussians(
             state[key] = torch.cat([value, value.new_zeros(num_new, *value.shape[1:])])
 
 
+def draw_points(
+    confidence: Tensor, num_points: int, seed: int = 0, *, least: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Draw points without replacement, confident ones more often.
+
+    Args:
+        confidence: Confidence of each point, `N`: its weight in the draw.
+        num_points: How many to draw at most.
+        seed: Seed of the draw.
+        least: Weight of points whose confidence is lower.
+
+    Returns:
+        Ascending indices `M` of the points drawn, and the chance `M` that each of them had.
+    """
+    weight = confidence.detach().cpu().double().clamp_min(least)
+    if len(weight) <= num_points:
+        return torch.arange(len(weight)), torch.ones(len(weight))
+    rng = torch.Generator().manual_seed(seed)
+    # Sampling without replacement by exponential clocks (Efraimidis and Spirakis, 2006).
+    clock = -torch.rand(len(weight), generator=rng, dtype=torch.float64).clamp_min(1e-300).log()
+    times, drawn = torch.topk(clock / weight, num_points, largest=False)
+    drawn = drawn.sort().values
+    return drawn, -torch.expm1(-times.max() * weight[drawn]).float()
+
+
 def thin_cloud(cloud: PointCloud, num_points: int, seed: int = 0) -> PointCloud:
     """Keep a random share of a cloud, `num_points` at most, confident points first to be drawn."""
     if len(cloud) <= num_points:
         return cloud
-    rng = torch.Generator().manual_seed(seed)
-    weight = cloud.confidence.detach().cpu().double().clamp_min(1e-3)
-    # Sampling without replacement by exponential clocks (Efraimidis and Spirakis, 2006).
-    clock = -torch.rand(len(cloud), generator=rng, dtype=torch.float64).clamp_min(1e-300).log()
-    kept = torch.topk(clock / weight, num_points, largest=False).indices
-    return cloud[kept.sort().values.to(cloud.xyz.device)]
+    drawn, _ = draw_points(cloud.confidence, num_points, seed)
+    return cloud[drawn.to(cloud.xyz.device)]

@@ -9,6 +9,7 @@ from fvgen_nerfstudio.gaussian import (
     NAMES,
     SH_C0,
     append_gaussians,
+    draw_points,
     make_gaussians,
     neighbour_distance,
     thin_cloud,
@@ -77,3 +78,20 @@ def test_thinning_prefers_confident_points_and_repeats():
     assert (thin.confidence == 1).float().mean() > 0.9
     torch.testing.assert_close(thin.xyz, thin_cloud(cloud, 100).xyz)
     assert thin_cloud(cloud, 400) is cloud
+
+
+def test_points_are_drawn_by_confidence_with_the_chance_that_is_told():
+    confidence = torch.tensor([0.0, 0.9]).repeat_interleave(20_000)
+    drawn, chance = draw_points(confidence, 8_000, seed=2, least=0.1)
+    assert len(drawn) == len(drawn.unique()) == 8_000
+    assert (drawn.diff() > 0).all()
+    is_sure = drawn >= 20_000
+    for group in (is_sure, ~is_sure):
+        share = float(group.sum()) / 20_000
+        torch.testing.assert_close(
+            chance[group], torch.full((int(group.sum()),), share), rtol=0.1, atol=0
+        )
+    assert chance[is_sure].min() > 5 * chance[~is_sure].max()
+    drawn, chance = draw_points(confidence[:5], 10)
+    assert drawn.tolist() == [0, 1, 2, 3, 4]
+    assert (chance == 1).all()

@@ -326,7 +326,6 @@ class Measurement:
 
 def main(options: Options) -> None:
     """Measure, and say what it implies for the paper's recipe."""
-    torch.backends.cudnn.benchmark = True
     processes = start_processes(cpu=options.cpu)
     measurement = Measurement(options, processes)
     measurement.run()

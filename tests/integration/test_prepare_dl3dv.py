@@ -79,31 +79,10 @@ def kill_a_busy_worker(folder: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def patient_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray gives its own processes 30 seconds to start; a busy machine may need minutes."""
-    pytest.importorskip("ray", reason="needs fvgen-recon[ray]")
-    from ray._private import services
-
-    plain = services.get_node
-
-    def patient(*arguments: object, **options: object) -> object:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                return plain(*arguments, **options)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    monkeypatch.setattr(services, "get_node", patient)
-
-
-@pytest.mark.usefixtures("patient_ray")
 def test_nothing_is_lost_and_nothing_is_double_when_a_ray_worker_is_killed(
     rooms: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("ray", reason="needs fvgen-recon[ray]")
     settings = ShardSettings(num_frames=4, height=64, width=96, clips_per_shard=1)
     plan = make_plan(rooms, settings)[0]
     folder, alone = tmp_path / "ray", tmp_path / "alone"

@@ -62,6 +62,8 @@ class Options:
     """Seconds for the iterations of the first part."""
     scratch: Path | None = None
     """Where checkpoints go; the folder of the results where none is given."""
+    checkpointing: bool = True
+    """Recompute activations in the backward pass."""
     parts: str = "cards,reference,resume"
     """Which parts to run."""
     cpu: bool = False
@@ -120,6 +122,7 @@ class Launcher:
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(run.processes)]
         port = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
         device = ["--cpu"] if options.cpu else []
+        device += [] if options.checkpointing else ["--no-checkpointing"]
         return [sys.executable, *launcher, *port, str(SCRIPT), *words, *device]
 
     def environment(self, run: Run) -> dict[str, str]:

@@ -20,7 +20,12 @@ from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
 from fvgen_nerfstudio.growth import make_strategy
 from fvgen_nerfstudio.loss import weighted_dssim, weighted_l1
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
-from fvgen_nerfstudio.regularizer import disparity_loss, drop_opacities, smoothness_loss
+from fvgen_nerfstudio.regularizer import (
+    disparity_loss,
+    drop_opacities,
+    smoothness_loss,
+    solid_loss,
+)
 from fvgen_nerfstudio.seed import seed_gaussians, seed_origins
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.errors import WeightsError
@@ -270,6 +275,9 @@ class FvgenModel(SplatfactoModel):
         if config.depth_weight > 0 and "depth" in batch:
             loss = disparity_loss(depth, alpha, batch["depth"], batch["depth_weight"])
             losses["depth_loss"] = config.depth_weight * loss
+        if config.solid_weight > 0 and "depth" in batch:
+            loss = solid_loss(alpha, batch["depth_weight"])
+            losses["solid_loss"] = config.solid_weight * loss
         if config.smooth_weight > 0:
             image = self.get_gt_img(batch["image"]).permute(2, 0, 1)
             losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)

@@ -36,6 +36,20 @@ def disparity_loss(
     return (weight * alpha.detach() * error).mean()
 
 
+def solid_loss(alpha: Float[Tensor, "1 H W"], weight: Float[Tensor, "1 h w"]) -> Float[Tensor, ""]:
+    """Return how transparent a render is where a surface was measured.
+
+    Where holes are filled from their surroundings, colours alone do not ask for opacity, and a
+    splat that is only faintly there would look dark in viewers that fill nothing.
+
+    Args:
+        alpha: Rendered opacity in [0, 1].
+        weight: How surely there is a surface, in [0, 1], at any size.
+    """
+    weight = F.interpolate(weight[None], alpha.shape[-2:], mode="nearest-exact")[0]
+    return (weight * (1 - alpha)).mean()
+
+
 def smoothness_loss(
     depth: Float[Tensor, "1 H W"],
     alpha: Float[Tensor, "1 H W"],

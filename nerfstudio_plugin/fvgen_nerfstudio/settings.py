@@ -30,6 +30,8 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
     depth_weight: float = 0.0
     """Weight of the difference between rendered and measured inverse depth on photos."""
+    solid_weight: float = 0.0
+    """Weight of the transparency of renders where photos have measured depth."""
     smooth_weight: float = 0.0
     """Weight of the edge-aware variation of inverse depth on photos."""
     dropout: float = 0.0

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from fvgen_nerfstudio.regularizer import disparity_loss, drop_opacities, smoothness_loss
+from fvgen_nerfstudio.regularizer import (
+    disparity_loss,
+    drop_opacities,
+    smoothness_loss,
+    solid_loss,
+)
 
 SIZE = (1, 6, 8)
 
@@ -44,6 +49,17 @@ def test_disparity_targets_may_be_of_any_size():
     depth = torch.cat([_full(1.0)[..., :4], _full(2.0)[..., 4:]], dim=-1)
     loss = disparity_loss(depth, _full(1.0), target, torch.ones(1, 1, 2))
     assert loss == pytest.approx(0, abs=1e-7)
+
+
+def test_measured_surfaces_are_asked_to_be_opaque():
+    alpha = _full(0.25).requires_grad_()
+    weight = torch.tensor([[[0.0, 1.0]]])
+    loss = solid_loss(alpha, weight)
+    assert float(loss.detach()) == pytest.approx(0.75 / 2)
+    loss.backward()
+    assert alpha.grad is not None
+    assert (alpha.grad[..., :4] == 0).all()
+    assert (alpha.grad[..., 4:] < 0).all()
 
 
 def test_smoothness_pulls_a_bump_down_and_spares_photo_edges():

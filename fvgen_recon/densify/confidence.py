@@ -1,6 +1,7 @@
 """How far each pixel of a generated frame may be trusted as training signal."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,10 @@ class ConfidenceConfig:
     """Confidence where no input view shows anything; 0 for generators that invent nothing."""
     tolerance: float = 0.12
     """Colour difference (RMS over channels, in [0, 1]) at which agreement falls to exp(-1/2)."""
+    calibrated: bool = False
+    """Use the calibrated model of the generator (`densify.trust`) instead of these levels."""
+    model: Path | None = None
+    """File of calibrated models; none means what the package brings."""
 
 
 def agreement(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fvgen_recon.densify.bank import Bank, Origin, hash_guidance
 from fvgen_recon.densify.confidence import ConfidenceConfig, frame_confidence
+from fvgen_recon.densify.evidence import gather_evidence
 from fvgen_recon.densify.generators import GeneratorConfig, load_generator
 from fvgen_recon.densify.size import fit_scene, working_size
+from fvgen_recon.densify.trust import find_trust
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud import ESTIMATORS
@@ -63,6 +65,9 @@ class DensifyConfig:
     """Points below this confidence only serve the dense single-view layers."""
     num_samples: int = 1
     """Samples of each clip; more than one measures how far they agree."""
+    few_steps_below: float | None = None
+    """Share of missing pixels below which a clip is made in 2 steps, where the generator would take
+    more; none leaves all clips their steps."""
     splat_alpha: float = 0.9
     """In later rounds, opacity above which a render of the Gaussians is trusted."""
     seed: int = 0
@@ -81,6 +86,14 @@ class Densified:
     """Generated clips, one for each trajectory."""
     seconds: dict[str, float]
     """Wall-clock seconds of each part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What a round's renders were made of."""
+
+    scene: Scene
+    points: PointCloud
 
 
 class Densifier:
@@ -140,12 +153,15 @@ class Densifier:
             guidance = clock.time(
                 "render", lambda t=trajectory: self._render(scene, points, t, splat)
             )
-            origin = self._origin(generator, guidance, round_index, index)
+            chosen = fit_steps(generator, guidance, self.config.few_steps_below)
+            origin = self._origin(chosen, guidance, round_index, index)
             clip = None if bank is None else bank.read_clip(origin, guidance, trajectory.cameras)
             if clip is None:
                 clip = clock.time(
                     "generate",
-                    lambda g=guidance, t=trajectory, o=origin: self._generate(generator, g, t, o),
+                    lambda c=chosen, g=guidance, t=trajectory, o=origin: self._generate(
+                        c, Inputs(scene=scene, points=points), g, t, o
+                    ),
                 )
                 if bank is not None:
                     bank.add_clip(clip, origin)
@@ -184,19 +200,68 @@ class Densifier:
         )
 
     def _generate(
-        self, generator: VideoGenerator, guidance: Guidance, trajectory: Trajectory, origin: Origin
+        self,
+        generator: VideoGenerator,
+        inputs: Inputs,
+        guidance: Guidance,
+        trajectory: Trajectory,
+        origin: Origin,
     ) -> Clip:
         seeds = [origin.seed + 1_000_003 * k for k in range(self.config.num_samples)]
         samples = torch.stack([generator.generate(guidance, seed=seed) for seed in seeds])
-        confidence_config = self.config.confidence
-        if generator.num_steps == 0:  # It invents nothing, so its holes are unknown.
-            confidence_config = replace(confidence_config, seen=0.0, invented=0.0)
         return Clip(
             frames=samples[0],
             cameras=trajectory.cameras,
             guidance=guidance,
-            confidence=frame_confidence(samples, guidance, confidence_config),
+            confidence=self._score(generator, inputs, samples, guidance, trajectory),
         )
+
+    def _score(
+        self,
+        generator: VideoGenerator,
+        inputs: Inputs,
+        samples: Float[Tensor, "S T 3 H W"],
+        guidance: Guidance,
+        trajectory: Trajectory,
+    ) -> Float[Tensor, "T 1 H W"]:
+        """Weigh pixels by the calibrated model or by levels."""
+        config = self.config.confidence
+        invents = generator.num_steps > 0
+        if not config.calibrated:
+            if not invents:  # Its holes are unknown.
+                config = replace(config, seen=0.0, invented=0.0)
+            return frame_confidence(samples, guidance, config)
+        model = find_trust(generator.name, len(samples), config.model)
+        evidence = gather_evidence(
+            samples,
+            guidance,
+            trajectory.cameras,
+            inputs.scene,
+            inputs.points,
+            tolerance=model.tolerance,
+        )
+        confidence = model.confidence(evidence)[:, None]
+        if not invents:
+            confidence = confidence * guidance.mask
+        return torch.where(guidance.is_anchor[:, None, None, None], 1.0, confidence)
+
+
+def fit_steps(
+    generator: VideoGenerator, guidance: Guidance, few_below: float | None
+) -> VideoGenerator:
+    """Return the generator with 2 steps where little of a clip is missing.
+
+    Generators whose steps cannot be set, or that take no more than 2, stay as they are.
+
+    Args:
+        generator: The generator.
+        guidance: What it would be given.
+        few_below: Share of missing pixels, between the anchors, below which 2 steps are taken.
+    """
+    if few_below is None or generator.num_steps <= 2 or not is_dataclass(generator):
+        return generator
+    missing = 1 - float(guidance.mask[~guidance.is_anchor].float().mean())
+    return replace(generator, num_steps=2) if missing < few_below else generator
 
 
 def blend_splat(guidance: Guidance, splat: SplatRender, min_alpha: float) -> Guidance:

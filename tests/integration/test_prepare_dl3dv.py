@@ -68,7 +68,7 @@ def test_command_prepares_does_nothing_again_verifies_and_repairs(
 
 def kill_a_busy_worker(folder: Path, killed: list[int]) -> None:
     """Wait until a shard is done and a worker is in the middle of another, then kill that one."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline and not killed:
         if list(folder.glob("clips-*.json")) and list(folder.glob(".clips-*.tar")):
             for process in psutil.Process().children(recursive=True):

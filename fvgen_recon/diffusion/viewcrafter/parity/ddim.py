@@ -36,8 +36,8 @@ time of 999 multiplies that into a phase of 6e-5."""
 
 _NUMBER = r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)"
 _FORMULA = re.compile(
-    rf"{_NUMBER}\*sin\({_NUMBER}x\) \+ s\*\(t/1000\)\*zc \+ {_NUMBER}\*roll\(x, {_NUMBER} along "
-    rf"frame axis 2\) \+ {_NUMBER}\*s"
+    rf"{_NUMBER}\*sin\({_NUMBER}\*?x\) *\+ *s\*\(t/1000\)\*zc *\+ *"
+    rf"{_NUMBER}\*roll\(x, *{_NUMBER} along frame axis 2\) *\+ *{_NUMBER}\*s"
 )
 _SPACINGS: dict[str, Spacing] = {"uniform_trailing": "trailing", "uniform": "uniform"}
 

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +66,61 @@ def test_round_trip_is_bit_exact_and_keeps_the_container(tmp_path, tensors, cont
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor), name
+
+
+_MEASURE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from unit.diffusion.viewcrafter.small import small_architecture
+from fvgen_recon.diffusion.viewcrafter.architecture import UNetShape, build_parts
+from fvgen_recon.diffusion.viewcrafter.checkpoint import convert_checkpoint, export_checkpoint
+from fvgen_recon.diffusion.viewcrafter.layout import expected_shapes
+
+source, folder, back = map(Path, sys.argv[1:])
+wide = UNetShape(block_out_channels=(320, 640), layers_per_block=1, attention_levels=(True, True))
+architecture = replace(small_architecture(), unet=wide)
+
+def status(field):
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(field + ":")[2].split()[0]) * 1024
+
+def peak(work):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
+
+if not source.exists():
+    shapes = expected_shapes(architecture, build_parts(architecture, "shared"))
+    tensors = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    torch.save({"module": {"_forward_module." + k: v for k, v in tensors.items()}}, source)
+else:
+    print(peak(lambda: convert_checkpoint(
+        source, folder, image_context="shared", architecture=architecture
+    )))
+    print(peak(lambda: export_checkpoint(folder, back)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+def test_memory_stays_under_thirteen_tenths_of_the_file(tmp_path):
+    source = tmp_path / "model.ckpt"
+    root = Path(__file__).parents[4]
+    command = [sys.executable, "-c", _MEASURE, source, tmp_path / "folder", tmp_path / "back.ckpt"]
+    path = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=path)
+        assert done.returncode == 0, done.stderr
+    size = source.stat().st_size
+    assert size > 300e6
+    to_folder, to_checkpoint = map(int, done.stdout.split())
+    assert 0 < to_folder < 1.3 * size
+    assert 0 < to_checkpoint < 1.3 * size
+    assert (tmp_path / "back.ckpt").stat().st_size == pytest.approx(size, rel=0.01)
 
 
 def test_half_precision_checkpoints_stay_half(tmp_path, tensors):

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from unit.diffusion.viewcrafter.small import make_condition, make_noisy, make_un
 
 from fvgen_recon.diffusion.viewcrafter.architecture import vae_config
 from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
+from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels
 from fvgen_recon.diffusion.viewcrafter.norm import ChannelNorm, use_channel_norms
 from fvgen_recon.diffusion.viewcrafter.upsample import MergedUpsample, merge_upsampling_layers
+from fvgen_recon.errors import InputError
 
 
 def _norm(kind, channels=64, eps=1e-5):
@@ -90,11 +94,23 @@ def test_fast_networks_equal_plain_ones_and_keep_their_names():
 
 
 _COMPILE = """
+import sys
+from pathlib import Path
+
 import torch
 from unit.diffusion.viewcrafter.small import make_condition, make_noisy, make_unet
 from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
+from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels, save_kernels
 from fvgen_recon.diffusion.viewcrafter.norm import use_channel_norms
+from fvgen_recon.errors import InputError
 
+kernels = Path(sys.argv[1])
+try:
+    save_kernels(kernels)
+except InputError as error:
+    assert "no compiled kernels" in str(error)
+else:
+    raise AssertionError("nothing was compiled and something was saved")
 unet = make_unet(block_out_channels=(32,), attention_levels=(True,))
 backbone, condition, (x_t, t) = ViewCrafterBackbone(unet), make_condition(unet), make_noisy()
 with torch.no_grad():
@@ -102,18 +118,37 @@ with torch.no_grad():
     use_channel_norms(unet.to_channels_last())
     unet.compile(fullgraph=True, dynamic=False)
     torch.testing.assert_close(backbone(x_t, t, condition)[0], expected, atol=1e-4, rtol=1e-4)
+assert save_kernels(kernels) == kernels.stat().st_size
+assert load_kernels(kernels)
 """
 
 
 @pytest.mark.slow
-def test_compiled_network_is_one_graph_and_equals_the_plain_one():
+def test_compiled_network_is_one_graph_equals_the_plain_one_and_is_kept(tmp_path):
     # In a process of its own: the shape checks of these tests cannot be compiled.
     root = Path(__file__).parents[4]
     done = subprocess.run(
-        [sys.executable, "-c", _COMPILE],
+        [sys.executable, "-c", _COMPILE, tmp_path / "kernels.bin"],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_kernels_of_another_machine_or_release_are_left_alone(tmp_path):
+    path = tmp_path / "kernels.bin"
+    with pytest.raises(InputError, match="is not there"):
+        load_kernels(path)
+    checksum = hashlib.sha256(b"abc").hexdigest()
+    facts = {"torch": "1.0", "device": "another", "sha256": checksum}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="expected to hold compiled kernels"):
+        load_kernels(path)
+    path.write_bytes(b"abcd")
+    with pytest.raises(InputError, match="not the file that was written"):
+        load_kernels(path)
+    path.write_bytes(b"abc")
+    with pytest.warns(UserWarning, match=r"made with torch 1\.0"):
+        assert not load_kernels(path)

@@ -94,20 +94,30 @@ class Cameras:
 
     def __getitem__(self, index: int | slice | list[int] | Tensor) -> "Cameras":
         """Select cameras along the first batch axis."""
-        return replace(self, c2w=self.c2w[index], K=self.K[index])
+        return self._derive(c2w=self.c2w[index], K=self.K[index])
 
     def to(self, device: torch.device | str) -> "Cameras":
         """Move the tensors to a device."""
-        return replace(self, c2w=self.c2w.to(device), K=self.K.to(device))
+        return self._derive(c2w=self.c2w.to(device), K=self.K.to(device))
 
     def resize(self, height: int, width: int) -> "Cameras":
         """Return cameras of the same field of view at another image size."""
-        scale = torch.tensor(
-            [width / self.width, height / self.height, 1.0],
-            dtype=self.K.dtype,
-            device=self.K.device,
-        )
-        return replace(self, K=self.K * scale[:, None], height=height, width=width)
+        _require(height > 0 and width > 0, "A camera needs an image of at least 1x1.")
+        K = self.K.clone()  # scaled in place: a copy from the host would make a GPU wait
+        K[..., 0, :] *= width / self.width
+        K[..., 1, :] *= height / self.height
+        return self._derive(K=K, height=height, width=width)
+
+    def _derive(self, **changes: Tensor | int) -> "Cameras":
+        """Copy with changes that leave valid cameras valid.
+
+        They are not checked again: every look at a value makes a GPU and the host wait for each
+        other, and cameras are cut and resized in inner loops.
+        """
+        made = object.__new__(Cameras)
+        for name in ("c2w", "K", "height", "width"):
+            object.__setattr__(made, name, changes.get(name, getattr(self, name)))
+        return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

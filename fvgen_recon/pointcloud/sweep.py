@@ -36,7 +36,9 @@ class ViewPairs:
 def relate_views(cameras: Cameras, sources: Int[Tensor, "V S"]) -> ViewPairs:
     """Prepare the projection from each view (one camera a row of `sources`) to its sources."""
     to_source = cameras.w2c[sources] @ cameras.c2w[:, None]
-    K_source, K_inverse = cameras.K[sources], torch.linalg.inv(cameras.K)[:, None]
+    # Unchecked: looking at the outcome would make a GPU wait, and intrinsics have an inverse.
+    K_inverse = torch.linalg.inv_ex(cameras.K).inverse[:, None]
+    K_source = cameras.K[sources]
     return ViewPairs(
         sources=sources,
         infinity=K_source @ to_source[..., :3, :3] @ K_inverse,
@@ -73,10 +75,19 @@ def sample_views(
     mode: str = "bilinear",
 ) -> Float[Tensor, "P C H2 W2"]:
     """Read maps of the views named at image points in pixels (edges repeat outside)."""
-    size = torch.tensor(values.shape[:-3:-1], dtype=uv.dtype, device=uv.device)
+    return sample_maps(values[views], uv, mode)
+
+
+def sample_maps(
+    values: Float[Tensor, "P C H W"], uv: Float[Tensor, "P H2 W2 2"], mode: str = "bilinear"
+) -> Float[Tensor, "P C H2 W2"]:
+    """Read each map at its own image points in pixels (edges repeat outside)."""
+    # Filled in place: a copy from the host would make a GPU wait.
+    scale = uv.new_full((2,), 2 / values.shape[-1])
+    scale[1] = 2 / values.shape[-2]
     # Far outside points would overflow the sampler's integer coordinates.
-    grid = (uv * (2 / size) - 1).clamp(-3, 3)
-    return F.grid_sample(values[views], grid, mode=mode, padding_mode="border", align_corners=False)
+    grid = (uv * scale - 1).clamp(-3, 3)
+    return F.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def inside_image(

@@ -57,6 +57,19 @@ def test_opengl_camera_by_hand() -> None:
     torch.testing.assert_close(opencv_to_opengl(c2w), torch.eye(4))
 
 
+def test_cameras_cut_out_and_moved_keep_their_values() -> None:
+    cameras = make_cameras(3, 4, 6)
+    part = cameras[1:].to("cpu")
+    assert len(part) == 2
+    assert (part.height, part.width) == (4, 6)
+    assert torch.equal(part.c2w, cameras.c2w[1:])
+    assert torch.equal(part.K, cameras.K[1:])
+    assert torch.equal(cameras.resize(8, 6).K[:, 1], 2 * cameras.K[:, 1])
+    assert cameras.height == 4
+    with pytest.raises(InputError, match="1x1"):
+        cameras.resize(0, 6)
+
+
 def test_resize_keeps_the_field_of_view() -> None:
     camera = make_cameras(1, 32, 48).resize(16, 24)
     assert camera.K[0, 0, 2] == 12

@@ -11,6 +11,9 @@ from torch import Tensor
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.types import Cameras
 
+_SPAN_SAMPLE = 8192
+_LEAST_KNOWN = 30
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewGroup:
@@ -39,26 +42,27 @@ class StereoBatch:
     truth: Float[Tensor, "N H W"]
     """Known inverse depth; 0 where it is not known."""
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all that lies on the device."""
+        cameras = self.cameras
+        return self.images, cameras.c2w, cameras.K, self.sources, self.span, self.truth
+
 
 def random_span(truth: Float[Tensor, "V H W"], rng: torch.Generator) -> Float[Tensor, "V 2"] | None:
     """Span of the known depths of each view with a random margin; none where too few are known.
 
     Resembles what `find_depth_span` returns at inference, which would take too long here.
     """
-    spans = []
-    ends = torch.tensor([0.01, 0.99], device=truth.device)
-    for view in truth:
-        known = view[view > 0]
-        if len(known) < 30:
-            return None
-        if len(known) > 5000:
-            known = known[:: len(known) // 5000]
-        spans.append(torch.quantile(known, ends))
-    far, near = torch.stack(spans).unbind(dim=1)
-    loose = (
-        torch.full((2, len(far)), 0.5) if rng is None else torch.rand(2, len(far), generator=rng)
+    flat = truth.flatten(1)
+    sample = flat[:, :: max(1, flat.shape[1] // _SPAN_SAMPLE)]
+    count = (sample > 0).sum(dim=1)
+    if int(count.min()) < _LEAST_KNOWN:
+        return None
+    ordered = sample.masked_fill(sample <= 0, torch.inf).sort(dim=1).values
+    far, near = (
+        ordered.gather(1, ((count - 1) * end).round().long()[:, None])[:, 0] for end in (0.01, 0.99)
     )
-    loose = loose.to(far)
+    loose = torch.rand(2, len(far), generator=rng).to(far)
     width = (near - far).clamp_min(0.02 * near)
     far = torch.minimum(far - (0.05 + 0.4 * loose[0]) * width, (0.5 + 0.45 * loose[0]) * far)
     far = torch.maximum(far, 0.02 * near)

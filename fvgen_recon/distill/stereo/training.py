@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from fvgen_recon.distill.checkpoint import load_optimizer, load_tensors, optimizer_tensors
 from fvgen_recon.distill.pretrain import update_ema
 from fvgen_recon.distill.stereo.bank import StereoBank
+from fvgen_recon.distill.stereo.batch import StereoBatch
 from fvgen_recon.distill.stereo.loss import stereo_losses
+from fvgen_recon.distill.stereo.prefetch import draw_ahead
 from fvgen_recon.errors import TrainingError, WeightsError
 from fvgen_recon.io.file import atomic_path
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
@@ -41,6 +44,8 @@ class StereoSettings:
     """Heights and widths of batches; sides are multiples of 16."""
     log_every: int = 25
     """Steps between two lines of the curve."""
+    compiled: bool = False
+    """Compile the networks of the volumes (some two minutes before the first steps)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +77,8 @@ class StereoTrainer:
             fused=self.device.type == "cuda",
         )
         network.is_mixed = self.device.type == "cuda"
+        if settings.compiled:
+            network.compile_volumes()
         self.step, self.seconds = 0, 0.0
 
     def save(self, path: Path) -> None:
@@ -111,13 +118,16 @@ class StereoTrainer:
         warm = min(1.0, (self.step + 1) / 50)
         return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
-    def _update(self) -> dict[str, Tensor]:
+    def _draw(self) -> StereoBatch:
         settings, rng = self.settings, self.bank.rng
         shares = torch.tensor(settings.view_shares)
         num_views = 2 + int(torch.multinomial(shares, 1, generator=rng))
         size = settings.sizes[int(torch.randint(len(settings.sizes), (), generator=rng))]
         num_groups = max(1, settings.views_a_batch // num_views)
-        batch = self.bank.draw(num_groups, num_views, size, settings.real_share)
+        return self.bank.draw(num_groups, num_views, size, settings.real_share)
+
+    def _update(self, batch: StereoBatch) -> dict[str, Tensor]:
+        settings = self.settings
         result = self.network(batch.images, batch.cameras, batch.sources, batch.span)
         losses = stereo_losses(result, batch.truth)
         self.optimizer.param_groups[0]["lr"] = self._rate()
@@ -137,9 +147,13 @@ class StereoTrainer:
         Raises:
             TrainingError: The loss is no longer finite.
         """
+        with closing(draw_ahead(self._draw, self.device)) as batches:
+            yield from self._train_on(batches)
+
+    def _train_on(self, batches: Iterator[StereoBatch]) -> Iterator[StereoProgress]:
         last, sums, count = time.monotonic(), {}, 0
         while self.seconds < self.settings.seconds and self.step < self.settings.max_steps:
-            figures = self._update()
+            figures = self._update(next(batches))
             sums = {k: sums.get(k, 0) + v for k, v in figures.items()}
             count += 1
             done = self.step >= self.settings.max_steps

@@ -12,8 +12,11 @@ from fvgen_recon.pointcloud.sweep import (
     ViewPairs,
     inside_image,
     project_inverse_depth,
-    sample_views,
+    sample_maps,
 )
+
+_PATCH_FLOOR = 0.25  # shorter patches are plain: they count less
+_CHUNK_CPU = 2**19  # values warped at a time: they stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,23 +60,79 @@ def correlate_sources(
     size = (maps.features.shape[-2], maps.features.shape[-1])
     uv, z = project_inverse_depth(pairs, hypotheses.float(), size)
     inside = inside_image(uv, z, size).float()
-    reference = maps.features.float()[refs].unflatten(1, (num_groups, -1))
-    reference = F.normalize(reference, dim=2)[:, :, :, None]
+    features = maps.features.float()
+    reference = F.normalize(features[refs].unflatten(1, (num_groups, -1)), dim=2)
     patch = F.avg_pool2d(maps.patches[refs], 2)
-    patch = F.normalize(patch, dim=1, eps=0.25)[:, :, None]
+    patch = F.normalize(patch, dim=1, eps=_PATCH_FLOOR)
     groups, zncc = [], []
+    per_hypothesis = len(refs) * maps.patches.shape[1] * size[0] * size[1]
+    chunk = 1_000_000 if features.is_cuda else max(1, _CHUNK_CPU // per_hypothesis)
     for s in range(pairs.sources.shape[1]):
-        flat = uv[:, s].flatten(1, 2)
-        warped = sample_views(maps.features.float(), pairs.sources[:, s], flat)
-        warped = warped.unflatten(2, (-1, size[0])).unflatten(1, (num_groups, -1))
-        groups.append((reference * F.normalize(warped, dim=2)).sum(dim=2))
-        with torch.no_grad():
-            seen = sample_views(maps.patches, pairs.sources[:, s], 2 * flat)
-            seen = F.normalize(seen.unflatten(2, (-1, size[0])), dim=1, eps=0.25)
-            zncc.append((patch * seen).sum(dim=1))
+        views = pairs.sources[:, s]
+        source = features[views], maps.patches[views]
+        found = [
+            _correlate(source, near, (reference, patch)) for near in uv[:, s].split(chunk, dim=1)
+        ]
+        groups.append(torch.cat([g for g, _ in found], dim=2))
+        zncc.append(torch.cat([c for _, c in found], dim=1))
     return Correlations(
         groups=torch.stack(groups, dim=1), zncc=torch.stack(zncc, dim=1), inside=inside
     )
+
+
+def _correlate(
+    source: tuple[Float[Tensor, "R C H W"], Float[Tensor, "R P H2 W2"]],
+    uv: Float[Tensor, "R D H W 2"],
+    references: tuple[Float[Tensor, "R G C2 H W"], Float[Tensor, "R P H W"]],
+) -> tuple[Float[Tensor, "R G D H W"], Float[Tensor, "R D H W"]]:
+    """Correlate unit vectors of the reference views with one source view each.
+
+    The products are divided by the lengths afterwards: no normalised copy of what is warped.
+    """
+    reference, patch = references[0][:, :, :, None], references[1][:, :, None]
+    flat, num_rows = uv.flatten(1, 2), uv.shape[2]
+    warped = sample_maps(source[0], flat).unflatten(2, (-1, num_rows))
+    warped = warped.unflatten(1, (reference.shape[1], -1))
+    length = (warped.square().sum(dim=2) + 1e-24).rsqrt()
+    groups = (reference * warped).sum(dim=2) * length
+    with torch.no_grad():
+        seen = sample_maps(source[1], 2 * flat).unflatten(2, (-1, num_rows))
+        length = seen.square().sum(dim=1).clamp_min(_PATCH_FLOOR**2).rsqrt()
+        zncc = (patch * seen).sum(dim=1) * length
+    return groups, zncc
+
+
+def aligned_conv3d(
+    x: Float[Tensor, "R C D H W"],
+    weight: Float[Tensor, "C2 C K K K"],
+    bias: Float[Tensor, "C2"],
+    *,
+    stride: int,
+    padding: int,
+) -> Float[Tensor, "R C2 D2 H2 W2"]:
+    """Convolve with both numbers of channels filled up with zeros to multiples of eight.
+
+    Tensor cores want such numbers, and channels last.
+    """
+    last = torch.channels_last_3d
+    before, after = -weight.shape[1] % 8, -weight.shape[0] % 8
+    x = F.pad(x, (0,) * 6 + (0, before)) if before else x
+    x = x.contiguous(memory_format=last)
+    weight = F.pad(weight, (0,) * 6 + (0, before, 0, after)).contiguous(memory_format=last)
+    found = F.conv3d(x, weight, F.pad(bias, (0, after)), stride, padding)
+    return found[:, : found.shape[1] - after]
+
+
+class VolumeConv(nn.Conv3d):
+    """A 3-D convolution that is fast on a GPU whatever its number of channels."""
+
+    def forward(self, input: Float[Tensor, "R C D H W"]) -> Float[Tensor, "R C2 D2 H2 W2"]:
+        """Convolve."""
+        if not input.is_cuda:
+            return super().forward(input)
+        assert self.bias is not None
+        stride, padding = int(self.stride[0]), int(self.padding[0])
+        return aligned_conv3d(input, self.weight, self.bias, stride=stride, padding=padding)
 
 
 class SourceWeights(nn.Module):
@@ -81,7 +140,7 @@ class SourceWeights(nn.Module):
 
     def __init__(self, num_groups: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv3d(num_groups + 1, 8, 1), nn.SiLU(), nn.Conv3d(8, 1, 1))
+        self.net = nn.Sequential(VolumeConv(num_groups + 1, 8, 1), nn.SiLU(), VolumeConv(8, 1, 1))
 
     def forward(self, found: Correlations) -> Float[Tensor, "R S H W"]:
         """Return weights in (0, 1)."""
@@ -114,18 +173,18 @@ class Regulariser(nn.Module):
 
     def __init__(self, channels: int, context: int, width: int) -> None:
         super().__init__()
-        self.enter = nn.Conv3d(channels, width, 3, padding=1)
+        self.enter = VolumeConv(channels, width, 3, padding=1)
         self.context = nn.Conv2d(context, width, 1)
         self.top = _block(width, width)
-        self.down = nn.Conv3d(width, 2 * width, 2, stride=2)
+        self.down = VolumeConv(width, 2 * width, 2, stride=2)
         self.middle = _block(2 * width, 2 * width)
-        self.deep = nn.Conv3d(2 * width, 3 * width, 2, stride=2)
+        self.deep = VolumeConv(2 * width, 3 * width, 2, stride=2)
         self.bottom = nn.Sequential(_block(3 * width, 3 * width), _block(3 * width, 3 * width))
         self.rise = nn.ConvTranspose3d(3 * width, 2 * width, 2, stride=2)
         self.middle_up = _block(2 * width, 2 * width)
         self.up = nn.ConvTranspose3d(2 * width, width, 2, stride=2)
         self.top_up = _block(width, width)
-        self.leave = nn.Conv3d(width, 1, 3, padding=1)
+        self.leave = VolumeConv(width, 1, 3, padding=1)
         self.sharpness = nn.Parameter(torch.tensor(5.0))
         nn.init.zeros_(self.leave.weight)
         assert self.leave.bias is not None
@@ -156,4 +215,4 @@ class _Skip(nn.Module):
 
 
 def _block(before: int, after: int) -> nn.Module:
-    return _Skip(nn.Sequential(norm(before), nn.SiLU(), nn.Conv3d(before, after, 3, padding=1)))
+    return _Skip(nn.Sequential(norm(before), nn.SiLU(), VolumeConv(before, after, 3, padding=1)))

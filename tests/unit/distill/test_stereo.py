@@ -1,3 +1,5 @@
+import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,7 @@ from unit.pointcloud.stage import make_stage
 from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, cut_group, draw_views
 from fvgen_recon.distill.stereo.batch import random_span
 from fvgen_recon.distill.stereo.loss import pool_truth, stereo_losses
+from fvgen_recon.distill.stereo.prefetch import draw_ahead
 from fvgen_recon.distill.stereo.training import StereoSettings, StereoTrainer
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.pointcloud.consistency import compare_depth
@@ -112,6 +115,31 @@ def test_training_goes_on_where_it_stopped(real, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="no state"):
         other.resume(tmp_path / "broken.safetensors")
+
+
+def test_batches_are_drawn_ahead_in_order_and_errors_arrive(real):
+    drawn = []
+
+    def draw():
+        if len(drawn) == 3:
+            raise WeightsError("no more")
+        drawn.append(StereoBank([real], torch.device("cpu"), len(drawn)).draw(1, 2, (32, 48), 1.0))
+        return drawn[-1]
+
+    batches = draw_ahead(draw, torch.device("cpu"))
+    got = [next(batches) for _ in range(3)]
+    assert [id(b) for b in got] == [id(b) for b in drawn]
+    with pytest.raises(WeightsError, match="no more"):
+        next(batches)
+
+
+def test_drawing_ahead_ends_with_its_user(real):
+    before = threading.active_count()
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    with closing(draw_ahead(lambda: bank.draw(1, 2, (32, 48), 1.0), bank.device)) as batches:
+        next(batches)
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
 
 
 def test_learns_a_scene(real):

@@ -15,7 +15,7 @@ from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.feature import patches
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork, peak_index
 from fvgen_recon.pointcloud.mvs.upsampling import GuidedUpsampling
-from fvgen_recon.pointcloud.mvs.volume import MatchMaps, correlate_sources
+from fvgen_recon.pointcloud.mvs.volume import MatchMaps, aligned_conv3d, correlate_sources
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.pointcloud.sweep import relate_views
 
@@ -151,6 +151,15 @@ def test_upsampling_starts_near_repetition_and_keeps_constants():
     up = net(step, features)[0, 5]
     assert (up[:6] < 0.3).all()
     assert (up[6:] > 0.7).all()
+
+
+def test_aligned_channels_change_nothing(rng):
+    conv = torch.nn.Conv3d(5, 11, 2, stride=2)
+    x = torch.randn(2, 5, 4, 6, 8, generator=rng)
+    assert conv.bias is not None
+    found = aligned_conv3d(x, conv.weight, conv.bias, stride=2, padding=0)
+    assert found.shape == (2, 11, 2, 3, 4)
+    assert torch.allclose(found, conv(x), atol=1e-5)
 
 
 def test_weights_come_back(weights):

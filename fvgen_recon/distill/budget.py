@@ -100,9 +100,8 @@ def _turn(
 def _step(
     loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
 ) -> Tensor:
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+    # Accumulated by autograd, gradients take their parameter's memory layout, as fused Adam needs.
+    loss.backward(inputs=parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

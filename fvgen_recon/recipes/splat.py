@@ -20,7 +20,7 @@ class SparsePrior:
     """How Gaussians are added and removed."""
     unknown: Literal["color", "diffuse", "diffuse-always"] = "diffuse-always"
     """What is shown where no Gaussian is."""
-    dropout: float = 0.6
+    dropout: float = 0.3
     """Share of Gaussians left out of a training render at the end of the run."""
     depth_weight: float = 1.0
     """Weight of the difference between rendered and measured inverse depth."""

@@ -62,6 +62,14 @@ def names_of_generators(methods: Sequence[Method]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*_YARDSTICKS, *(name for name in used if name != "none")]))
 
 
+def with_weights(name: str, weights: Mapping[str, tuple[Path, int | None]]) -> str:
+    """Return a generator's name with its weights, where there are any for it."""
+    if name not in weights:
+        return name
+    folder, steps = weights[name]
+    return f"{name}={folder}" + (f"@{steps}" if steps else "")
+
+
 def load_generators(names: Sequence[str], device: str) -> dict[str, VideoGenerator]:
     """Load generators; `teacher=FOLDER@8` is a teacher of that folder at eight steps.
 

@@ -6,14 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from case import Case
-from methods import IMPORTED, find_method
+from machine import plain_path
+from methods import IMPORTED, find_method, parse_weights, weight_overrides
 
-from fvgen_recon.errors import FvgenError
+from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import Fold
 from fvgen_recon.evaluation.judge import Jury
 from fvgen_recon.evaluation.moment import frechet_between, kernel_between, save_moments
@@ -23,10 +25,13 @@ from fvgen_recon.evaluation.result import (
     trial_from_json,
     trial_to_json,
 )
-from fvgen_recon.evaluation.score import read_renders, score_renders
+from fvgen_recon.evaluation.score import fit_render, read_renders, score_renders
 from fvgen_recon.io.file import read_json, write_json
+from fvgen_recon.io.image import write_image
 
 HERE = Path(__file__).resolve().parent
+RENDERS = "renders"
+"""Folder of a trial with one picture a test view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,35 @@ class Trial:
     def score_file(self) -> Path:
         """Where its scores are kept."""
         return self.folder / "score.json"
+
+
+def trials_of_case(case: Case, said: Mapping[str, Any]) -> list[Trial]:
+    """Return the trials of a case by the options of a run.
+
+    Raises:
+        InputError: A method is unknown, or two have one name.
+    """
+    ending = f":{said['label']}" if said["label"] else ""
+    names = said["methods"].split(",")
+    methods = [find_method(name) for name in names]
+    if len({method.name for method in methods}) < len(methods):
+        raise InputError(f"Two methods have one name among {', '.join(names)}.")
+    weights = parse_weights(said["weights"])
+    return [
+        Trial(
+            case=case,
+            method=name,
+            label=method.name + ending,
+            settings=Settings(
+                iterations=said["iterations"],
+                estimator=said["estimator"],
+                seed=said["seed"],
+                overrides=(*said["overrides"], *weight_overrides(method, weights)),
+                device=said["device"],
+            ),
+        )
+        for name, method in zip(names, methods, strict=True)
+    ]
 
 
 def train_trial(trial: Trial, fold: Fold) -> None:
@@ -120,9 +154,10 @@ def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
     if note is None:
         return failure_of(trial)
     try:
+        if method.renders is not None:
+            import_renders(trial, method.renders, fold)
+        renders = read_renders(trial.folder / RENDERS, fold.test, trial.case.test_names)
         truth = trial.case.held_out(fold, jury.device)
-        names = trial.case.test_names
-        renders = read_renders(render_folder(trial), fold.test, names)
         views, moments = score_renders(renders, truth, jury)
     except FvgenError as error:
         return failure_of(trial, str(error))
@@ -135,6 +170,7 @@ def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
         rule=trial.case.split.rule,
         height=fold.height,
         width=fold.width,
+        folder=f"{trial.case.folder.name}/{trial.folder.name}",
         views=tuple(views),
         frechet=frechet_between(*moments.values()) if has_features else None,
         kernel=kernel_between(*moments.values()) if has_features else None,
@@ -146,12 +182,17 @@ def score_trial(trial: Trial, fold: Fold, jury: Jury) -> TrialResult | Failure:
     return result
 
 
-def render_folder(trial: Trial) -> Path:
-    """Return where the renders of a trial are: its own folder, or where they were imported from."""
-    method = find_method(trial.method)
-    if method.renders is None:
-        return trial.folder / "renders"
-    return method.renders / trial.case.scene / str(trial.case.num_views)
+def import_renders(trial: Trial, source: Path, fold: Fold) -> None:
+    """Copy pictures that were made elsewhere into the trial, at the size of the photos.
+
+    Raises:
+        InputError: A picture is missing, or of another shape.
+    """
+    folder = source / trial.case.scene / str(trial.case.num_views)
+    images = read_renders(folder, fold.test, trial.case.test_names)
+    for view, image in zip(fold.test, images, strict=True):
+        fitted = fit_render(image, fold.height, fold.width)
+        write_image(trial.folder / RENDERS / f"{view:05d}.png", fitted)
 
 
 def _trial_note(folder: Path) -> dict[str, Any] | None:
@@ -161,7 +202,7 @@ def _trial_note(folder: Path) -> dict[str, Any] | None:
         return None
     note = read_json(path)
     note.pop("method")
-    return note
+    return {**note, "overrides": tuple(map(plain_path, note["overrides"]))}
 
 
 def _imported_note() -> dict[str, Any]:

@@ -32,7 +32,7 @@ def describe_machine(commit: str = "") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit or os.environ.get("FVGEN_COMMIT") or _git_commit(),
-        "command": shlex.join(["python", name, *map(plain_path, sys.argv[1:])]),
+        "command": shlex.join(["python", name, *map(_plain_word, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -41,6 +41,10 @@ def plain_path(word: str) -> str:
     """Return a word with absolute paths cut to their last part: they mean nothing elsewhere."""
     head, is_named, path = word.rpartition("=")
     return f"{head}{is_named}{Path(path).name}" if path.startswith("/") else word
+
+
+def _plain_word(word: str) -> str:
+    return ",".join(map(plain_path, word.split(",")))
 
 
 def _git_commit() -> str | None:

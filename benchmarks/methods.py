@@ -1,6 +1,6 @@
 """The methods that the benchmark can run, and what stock nerfstudio needs to run offline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,35 @@ def find_method(text: str) -> Method:
         f"There is no method `{text}`: choose among {', '.join(METHODS)}, {REGISTERED}NAME for "
         f"any method registered with nerfstudio, or {IMPORTED}NAME=FOLDER for rendered test views."
     )
+
+
+def parse_weights(words: Sequence[str]) -> dict[str, tuple[Path, int | None]]:
+    """Return folder and number of steps by generator, of words like student=FOLDER@4.
+
+    Raises:
+        InputError: A word has another form, or its folder is not there.
+    """
+    found: dict[str, tuple[Path, int | None]] = {}
+    for word in words:
+        name, _, place = word.partition("=")
+        folder, _, steps = place.partition("@")
+        if not name or not Path(folder).is_dir() or not (steps or "1").isdigit():
+            raise InputError(
+                f"Weights as GENERATOR=FOLDER or GENERATOR=FOLDER@STEPS were expected: {word} came."
+            )
+        found[name] = (Path(folder).resolve(), int(steps) if steps else None)
+    return found
+
+
+def weight_overrides(
+    method: Method, weights: Mapping[str, tuple[Path, int | None]]
+) -> tuple[str, ...]:
+    """Return the settings that give a method its generator's weights."""
+    if method.generator not in weights:
+        return ()
+    folder, steps = weights[method.generator]
+    words = [f"pipeline.densify.weights={folder}"]
+    return (*words, f"pipeline.densify.num_steps={steps}") if steps else tuple(words)
 
 
 def replace_missing_lpips() -> None:

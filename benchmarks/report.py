@@ -11,10 +11,9 @@ from pathlib import Path
 
 import tyro
 from case import FROZEN, Case, plan_cases
-from job import Settings, Trial, render_folder
-from methods import find_method
+from job import RENDERS
 
-from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation import html
 from fvgen_recon.evaluation.fold import held_out_scene
 from fvgen_recon.evaluation.report import (
@@ -29,7 +28,7 @@ from fvgen_recon.evaluation.report import (
     scene_section,
 )
 from fvgen_recon.evaluation.result import RunResult, read_result
-from fvgen_recon.evaluation.score import fit_render, read_renders
+from fvgen_recon.evaluation.score import read_renders
 from fvgen_recon.io.file import atomic_path
 from fvgen_recon.io.scenes import load_scene
 
@@ -55,6 +54,7 @@ class Options:
 def cases_of(result: RunResult, options: Options) -> list[Case]:
     """Return the cases of a run."""
     settings = result.settings
+    splits = Path(settings["splits"])
     return plan_cases(
         result.suite,
         options.data or Path(settings["data"]),
@@ -62,25 +62,8 @@ def cases_of(result: RunResult, options: Options) -> list[Case]:
         scenes=tuple(filter(None, settings["scenes"].split(","))),
         long_side=settings["long_side"],
         work=options.work or Path(settings["work"]),
-        frozen=Path(settings.get("splits", FROZEN)),
+        frozen=splits if splits.is_dir() else FROZEN,
     )
-
-
-def trials_of(result: RunResult, case: Case) -> list[Trial]:
-    """Return the trials of a case, by the run's own settings."""
-    said = result.settings
-    settings = Settings(
-        iterations=said["iterations"],
-        estimator=said["estimator"],
-        seed=said["seed"],
-        overrides=tuple(said["overrides"]),
-        device=said["device"],
-    )
-    ending = f":{said['label']}" if said["label"] else ""
-    return [
-        Trial(case=case, method=name, label=find_method(name).name + ending, settings=settings)
-        for name in said["methods"].split(",")
-    ]
 
 
 def make_galleries(results: list[RunResult], options: Options) -> list[Gallery]:
@@ -91,15 +74,13 @@ def make_galleries(results: list[RunResult], options: Options) -> list[Gallery]:
         for case in cases_of(result, options):
             key = (case.scene, case.num_views)
             cases.setdefault(key, case)
-            fold = case.fold()
-            for trial in trials_of(result, case):
-                try:
-                    images = read_renders(render_folder(trial), fold.test, case.test_names)
-                except InputError:
-                    continue
-                fitted = [fit_render(image, fold.height, fold.width) for image in images]
-                found = dict(zip(fold.test, fitted, strict=True))
-                renders.setdefault(key, {})[trial.label] = found
+            mine = [t for t in result.trials if (t.scene, t.num_views) == key]
+            for trial in mine:
+                folder = case.folder.parent / trial.folder / RENDERS
+                if folder.is_dir():
+                    images = read_renders(folder, case.split.test, case.test_names)
+                    found = dict(zip(case.split.test, images, strict=True))
+                    renders.setdefault(key, {})[trial.method] = found
     return [_gallery(cases[key], found) for key, found in sorted(renders.items())]
 
 

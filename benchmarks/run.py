@@ -8,6 +8,7 @@ Usage:
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,12 +17,19 @@ from typing import Annotated, Any
 import torch
 import tyro
 from case import FROZEN, Case, plan_cases
-from frames import FramesJob, load_generators, measure_frames, names_of_generators
-from job import Settings, Trial, score_trial, train_trial
+from frames import (
+    FramesJob,
+    load_generators,
+    measure_frames,
+    names_of_generators,
+    with_weights,
+)
+from job import Trial, score_trial, train_trial, trials_of_case
 from machine import describe_machine, plain_path
-from methods import find_method
+from methods import find_method, parse_weights
 
-from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.diffusion.generator import VideoGenerator
+from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation.judge import load_jury
 from fvgen_recon.evaluation.result import (
     Failure,
@@ -59,6 +67,9 @@ class Options:
     """Seed of every method."""
     overrides: tuple[str, ...] = ()
     """Settings of the configuration as `path.to.field=value`, for ablations."""
+    weights: tuple[str, ...] = ()
+    """Weights that the package does not bring, as GENERATOR=FOLDER or GENERATOR=FOLDER@STEPS; for
+    the methods with this generator and for the frames table."""
     label: str = ""
     """Added to the names of methods in the results, for ablations."""
     frames: bool = True
@@ -91,23 +102,7 @@ def plan_trials(options: Options, cases: list[Case]) -> list[Trial]:
     """
     if not options.downstream:
         return []
-    settings = Settings(
-        iterations=options.iterations,
-        estimator=options.estimator,
-        seed=options.seed,
-        overrides=options.overrides,
-        device=options.device,
-    )
-    ending = f":{options.label}" if options.label else ""
-    names = options.methods.split(",")
-    labels = [find_method(name).name + ending for name in names]
-    if len(set(labels)) < len(labels):
-        raise InputError(f"Two methods have one name among {', '.join(labels)}.")
-    return [
-        Trial(case=case, method=name, label=label, settings=settings)
-        for case in cases
-        for name, label in zip(names, labels, strict=True)
-    ]
+    return [trial for case in cases for trial in trials_of_case(case, asdict(options))]
 
 
 def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
@@ -116,10 +111,12 @@ def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
         return []
     wanted = tuple(filter(None, options.generators.split(",")))
     methods = [find_method(name) for name in options.methods.split(",")]
+    known = parse_weights(options.weights)
+    names = tuple(with_weights(name, known) for name in wanted or names_of_generators(methods))
     return [
         FramesJob(
             case=case,
-            generators=wanted or names_of_generators(methods),
+            generators=names,
             long_side=options.frames_long_side,
             device=options.device,
             seed=options.seed,
@@ -144,9 +141,13 @@ class Bench:
         # Folds, masks and scores are made one at a time: they share the networks.
         self.lock = threading.Lock()
 
-    def run(self, trials: list[Trial], frames: list[FramesJob]) -> RunResult:
+    def run(
+        self,
+        trials: list[Trial],
+        frames: list[FramesJob],
+        generators: Mapping[str, VideoGenerator],
+    ) -> RunResult:
         """Run all trials, several at a time, then the generators, alone so that times are fair."""
-        generators = load_generators(frames[0].generators, self.options.device) if frames else {}
         total = len(trials) + len(frames)
         with ThreadPoolExecutor(self.options.parallel) as pool:
             running = [pool.submit(self._run_trial, trial) for trial in trials]
@@ -184,11 +185,15 @@ class Bench:
         )
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     """Return settings without the absolute paths of this machine."""
-    words = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
-    words["methods"] = ",".join(map(plain_path, words["methods"].split(",")))
-    return {key: plain_path(v) if isinstance(v, str) else v for key, v in words.items()}
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, (str, Path)):
+        return ",".join(map(plain_path, str(value).split(",")))
+    return value
 
 
 def main(options: Options) -> int:
@@ -204,7 +209,9 @@ def main(options: Options) -> int:
             frozen=options.splits,
         )
         trials = plan_trials(options, cases)
-        result = Bench(options).run(trials, plan_frames(options, cases))
+        frames = plan_frames(options, cases)
+        generators = load_generators(frames[0].generators, options.device) if frames else {}
+        result = Bench(options).run(trials, frames, generators)
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 import tyro
@@ -107,15 +107,20 @@ def apply_override(config: Any, override: str) -> None:
         old = getattr(config, last)
     except (AttributeError, KeyError) as error:
         raise InputError(f"The override {override} names no field of the configuration.") from error
+    setattr(config, last, _parse(text, old, type(config), last))
+
+
+def _parse(text: str, old: Any, owner: type, field: str) -> Any:
+    """Read a value of the type that a field has; one that is none now has the type it declares."""
     if isinstance(old, bool):
-        value: Any = text == "True"
-    elif isinstance(old, tuple):
-        value = tuple(float(part) for part in filter(None, text.split(",")))
-    elif old is None:
-        value = float(text) if text.replace(".", "", 1).isdigit() else text
-    else:
-        value = type(old)(text)
-    setattr(config, last, value)
+        return text == "True"
+    if isinstance(old, tuple):
+        return tuple(float(part) for part in filter(None, text.split(",")))
+    if old is not None:
+        return type(old)(text)
+    declared = get_args(get_type_hints(owner)[field])
+    kind = next((kind for kind in (Path, int, float) if kind in declared), str)
+    return kind(text)
 
 
 def watch_parts(clock: Clock) -> None:

@@ -41,6 +41,8 @@ class TrialResult:
     peak_gib: float | None
     """Most GPU memory in use, or none without a GPU."""
     num_gaussians: int | None
+    folder: str
+    """Where its renders are, within the run's working folder."""
     views: tuple[ViewScore, ...]
     """Scores of the test views."""
     frechet: float | None
@@ -128,10 +130,21 @@ def read_result(path: Path) -> RunResult:
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path} is not a benchmark result of schema version {SCHEMA_VERSION}: run the "
-            "benchmark again."
-        )
+        raise _foreign(path)
+    try:
+        return _run_from_json(content)
+    except (KeyError, TypeError) as error:
+        raise _foreign(path) from error
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(
+        f"{path} is not a benchmark result of schema version {SCHEMA_VERSION}: run the benchmark "
+        "again."
+    )
+
+
+def _run_from_json(content: Mapping[str, Any]) -> RunResult:
     return RunResult(
         suite=content["suite"],
         machine=content["machine"],

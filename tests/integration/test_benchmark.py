@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,17 +145,65 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("changes", "sentence"),
     [
-        (("--methods", "nothing"), "There is no method `nothing`"),
-        (("--scenes", "attic"), "the scenes attic are in scenes"),
-        (("--methods", "import:x=nowhere"), "import:NAME=FOLDER"),
+        ({"methods": "nothing"}, "There is no method `nothing`"),
+        ({"scenes": "attic"}, "the scenes attic are in"),
+        ({"methods": "import:x=nowhere"}, "import:NAME=FOLDER"),
+        ({"weights": ("student=nowhere",)}, "Weights as GENERATOR=FOLDER"),
+        ({"suite": "moon"}, "There is no suite `moon`"),
+        ({"methods": "fvgen-splat,fvgen-splat"}, "Two methods have one name"),
+        ({"methods": "fvgen-splat", "generators": "dream"}, "There is no generator `dream`"),
     ],
 )
 def test_mistakes_end_with_one_sentence(
-    bench: Bench, words: tuple[str, ...], sentence: str
+    changes: dict[str, Any],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answer = _call(_command(bench.folder, *words), bench.folder)
-    assert answer.returncode == 2
-    assert sentence in answer.stderr
-    assert "Traceback" not in answer.stderr
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    run = import_module("run")
+    options = {"suite": "folder", "data": ROOT / "examples", "views": "3", "device": "cpu"}
+    options |= {"out": tmp_path / "result.json", "work": tmp_path / "work", **changes}
+    assert run.main(run.Options(**options)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_packed_scenes_have_the_same_splits_and_only_the_needed_photos(bench: Bench) -> None:
+    script = str(ROOT / "benchmarks" / "pack.py")
+    command = [sys.executable, script, "folder", "--data", "scenes", "--views", "3"]
+    answer = _call([*command, "--out", "packed"], bench.folder)
+    assert answer.returncode == 0, answer.stderr
+    packed, whole = (load_capture(bench.folder / name / "room") for name in ("packed", "scenes"))
+    assert packed.names == whole.names
+    kept = {index for index in range(len(packed)) if packed.has_photo(index)}
+    assert kept == {0, 11, 24, 4, 12, 20}
+    for index in kept:
+        assert packed.paths[index].read_bytes() == whole.paths[index].read_bytes()
+
+
+def test_a_whole_scene_is_timed_part_by_part(bench: Bench) -> None:
+    script = str(ROOT / "benchmarks" / "scene_time.py")
+    answer = _call(
+        [
+            sys.executable, script, "--data", "scenes", "--out", "time.json", "--device", "cpu",
+            "--methods", "fvgen-splat-render", "--generators", "fill", "--views", "3",
+            "--iterations", "6", "--long-side", "96", "--generator-size", "48", "64",
+            "--repeats", "1",
+        ],
+        bench.folder,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    content = json.loads((bench.folder / "time.json").read_text())
+    (scene,), (generator,) = content["scenes"], content["generators"]
+    assert scene["num_clips"] == 2
+    parts = {key: value for key, value in scene["seconds"].items() if key != "total"}
+    assert set(parts) == {"points", "plan", "render", "generate", "train"}
+    assert sum(parts.values()) == pytest.approx(scene["seconds"]["total"])
+    assert scene["command_seconds"] > scene["seconds"]["total"]
+    assert generator["size"] == [48, 64]
+    assert generator["seconds"] > 0
+    assert "| room | fvgen-splat-render | 2 |" in answer.stdout

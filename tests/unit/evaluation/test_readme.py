@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.result import (
     Failure,
     FrameResult,
@@ -53,6 +54,7 @@ def make_trial(scene: str, method: str, psnr: float, num_views: int = 3) -> Tria
         seconds={"train": 1.0, "total": 1.0},
         peak_gib=None,
         num_gaussians=5,
+        folder="",
         views=(view,),
         frechet=None,
         kernel=None,
@@ -134,6 +136,16 @@ def test_results_survive_a_round_trip(tmp_path: Path) -> None:
     assert again.trials[0].means["psnr"] == 20.0
     assert math.isnan(again.trials[0].views[0].psnr_unseen)
     assert downstream_table(again) == downstream_table(run)
+
+
+def test_results_of_another_form_get_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_result(path, make_run(make_trial("a", "ours", 20.0)))
+    content = json.loads(path.read_text())
+    for broken in ({**content, "schema_version": 1}, {**content, "trials": [{}]}, []):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match="run the benchmark again"):
+            read_result(path)
 
 
 def test_the_committed_readme_is_fresh() -> None:

@@ -59,6 +59,7 @@ def make_trial(scene: str, method: str, psnr: float, num_views: int = 3) -> Tria
         seconds={"points": 2.0, "train": 3.0, "total": 5.0},
         peak_gib=1.5,
         num_gaussians=1234,
+        folder="",
         views=views,
         frechet=3.0,
         kernel=None,

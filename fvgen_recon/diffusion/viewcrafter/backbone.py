@@ -41,6 +41,13 @@ class ViewCrafterBackbone(nn.Module):
         return output.to(x_t.dtype), features
 
     def _arithmetic(self, device: str, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
-        if dtype == torch.float32 or not torch.is_autocast_enabled(device):
+        if dtype == torch.float32 or not _autocast_is_on(device):
             return nullcontext()
         return torch.autocast(device, enabled=False)
+
+
+def _autocast_is_on(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # PyTorch before 2.4 knows the GPU's only.
+        return torch.is_autocast_enabled()

@@ -160,3 +160,14 @@ def test_bad_sizes_and_token_counts_are_refused():
         unet(sample, t, condition.context[:, :-1])
     with pytest.raises(InputError, match=", 0 came"):
         unet(sample, t, condition.context[:, :77])
+
+
+def test_half_weights_do_the_same_with_and_without_autocast() -> None:
+    unet = make_unet().bfloat16()
+    seen: list[torch.dtype] = []
+    unet.mid_block.resnets[0].norm1.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    plain = _run(unet)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        within = _run(unet)[0]
+    assert torch.equal(plain, within)
+    assert set(seen) == {torch.bfloat16}

@@ -11,8 +11,8 @@ from fvgen_recon.pointcloud.alignment import align_cameras, align_points
 from fvgen_recon.pointcloud.frustum import RandomPoints
 
 
-def test_the_four_sources_are_there():
-    assert set(ESTIMATORS) == {"plane-sweep", "dataset", "dust3r", "random"}
+def test_the_sources_are_there():
+    assert set(ESTIMATORS) == {"plane-sweep", "mvs", "dataset", "dust3r", "random"}
 
 
 def test_dataset_returns_the_scenes_points():

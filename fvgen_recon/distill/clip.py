@@ -94,6 +94,35 @@ def _thin(cloud: PointCloud, rng: torch.Generator) -> PointCloud:
     return PointCloud(xyz=cloud.xyz, rgb=cloud.rgb, confidence=confidence, view=cloud.view)
 
 
+def _disturb(cloud: PointCloud, cameras: Cameras, rng: torch.Generator) -> PointCloud:
+    """Sometimes move points along their rays: by view, as wrong depth does, and each by itself."""
+    if float(torch.rand((), generator=rng)) > 0.3:
+        return cloud
+    amount = 0.008 * float(torch.rand((), generator=rng))
+    own = torch.randn(len(cloud), generator=rng).to(cloud.xyz.device)
+    shared = torch.randn(len(cameras), generator=rng).to(cloud.xyz.device)
+    lifted = cloud.view >= 0
+    view = cloud.view.clamp_min(0)
+    factor = 1 + amount * (0.7 * own + 0.7 * shared[view])
+    origin = cameras.position[view]
+    xyz = torch.where(lifted[:, None], origin + (cloud.xyz - origin) * factor[:, None], cloud.xyz)
+    return replace(cloud, xyz=xyz)
+
+
+def _exposures(count: int, rng: torch.Generator | None) -> Float[Tensor, "V 3 1 1"]:
+    """Gains of the photos: half of the sets were taken with one exposure, the others nearly so."""
+    if rng is None or float(torch.rand((), generator=rng)) < 0.5:
+        return torch.ones(count, 3, 1, 1)
+    common = 0.05 * torch.randn(count, 1, 1, 1, generator=rng)
+    return torch.exp(common + 0.015 * torch.randn(count, 3, 1, 1, generator=rng))
+
+
+def _along(gains: Tensor, ends: tuple[int, int], num_frames: int) -> Float[Tensor, "T 3 1 1"]:
+    """Gains of a path's frames, from those of the photo at one end to those at the other."""
+    share = torch.linspace(0, 1, num_frames)[:, None, None, None]
+    return torch.lerp(gains[ends[0]][None], gains[ends[1]][None], share)
+
+
 def plan_trajectory(path: PathPlan, cameras: Cameras) -> Trajectory:
     """Return a planned path through the poses of a scene's photos, inputs at both ends."""
     first, last = path.ends
@@ -120,8 +149,8 @@ def build_clips(
         crop: Height and width of the clips for landscape photos.
         num_crops: Crops of the same renders, at random places.
         device: Where to compute.
-        rng: Draws scale, crops, lost points and the threshold of trust; none for the centre crop
-            at scale 1 of what inference would see.
+        rng: Draws scale, crops, exposures, lost and moved points and the threshold of trust; none
+            for the centre crop at scale 1 of what inference would see.
     """
     portrait = packed.cameras.height > packed.cameras.width
     window = (crop[1], crop[0]) if portrait else crop
@@ -131,15 +160,19 @@ def build_clips(
         threshold = 0.45 + 0.15 * float(torch.rand((), generator=rng))
     size = _working_size(packed, window, zoom)
     scene = packed.scene(plan.inputs, *size).to(device)
+    gains = _exposures(len(plan.inputs), rng)
+    scene = replace(scene, images=(scene.images * gains.to(device)).clamp(0, 1))
     cloud = estimator.estimate(scene)
-    cloud = cloud if rng is None else _thin(cloud, rng)
+    if rng is not None:
+        cloud = _disturb(_thin(cloud, rng), scene.cameras, rng)
     cameras = packed.cameras.resize(*size)
     clips = []
     for path in plan.paths:
         trajectory = plan_trajectory(path, cameras)
         trajectory = replace(trajectory, cameras=trajectory.cameras.to(device))
         guidance = render_guidance(scene, cloud, trajectory, min_confidence=threshold)
-        target = _photos(packed, path.frames, size).to(device)
+        light = _along(gains, path.ends, len(path.frames)).to(device)
+        target = (_photos(packed, path.frames, size).to(device) * light).clamp(0, 1)
         for _ in range(num_crops):
             corner = _corner(size, window, rng)
             clips.append(_cut(guidance, target, path.pair.gap_deg, (*corner, *window)))
@@ -247,22 +280,43 @@ def write_bank(
         if path.exists():
             continue
         rng = None if seed is None else torch.Generator().manual_seed(seed * 100_003 + index)
-        clips = []
-        for plan in plans[_CHUNK * index : _CHUNK * (index + 1)]:
-            try:
-                clips.append(
-                    build_clips(
-                        scenes[plan.scene],
-                        plan,
-                        estimator,
-                        crop=crop,
-                        num_crops=num_crops,
-                        device=device,
-                        rng=rng,
-                    )
+        chunk = plans[_CHUNK * index : _CHUNK * (index + 1)]
+        write_chunk(
+            path, scenes, chunk, estimator, crop=crop, num_crops=num_crops, device=device, rng=rng
+        )
+
+
+def write_chunk(
+    path: Path,
+    scenes: Sequence[PackedScene],
+    plans: Sequence[ClipPlan],
+    estimator: PointCloudEstimator,
+    *,
+    crop: tuple[int, int],
+    num_crops: int,
+    device: torch.device,
+    rng: torch.Generator | None,
+) -> None:
+    """Build the clips of some plans into one file; `build_clips` says what the arguments mean.
+
+    Inputs that were drawn at random need not be matchable; those are left out.
+    """
+    clips = []
+    for plan in plans:
+        packed = scenes[plan.scene]
+        try:
+            clips.append(
+                build_clips(
+                    packed,
+                    plan,
+                    estimator,
+                    crop=crop,
+                    num_crops=num_crops,
+                    device=device,
+                    rng=rng,
                 )
-            except InputError as error:
-                # Inputs drawn at random need not be matchable; a user's would be refused.
-                _log.warning("skipped inputs of %s: %s", scenes[plan.scene].name, error)
-        if clips:
-            save_clips(path, join_clips(clips))
+            )
+        except InputError as error:
+            _log.warning("skipped inputs of %s: %s", packed.name, error)
+    if clips:
+        save_clips(path, join_clips(clips))

@@ -81,7 +81,8 @@ def _decode(data: bytes, height: int, width: int) -> Tensor:
     return torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float() / 255
 
 
-def _encode(image: Float[Tensor, "3 H W"], quality: int) -> bytes:
+def encode_photo(image: Float[Tensor, "3 H W"], quality: int) -> bytes:
+    """Compress an image in [0, 1] as JPEG."""
     pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()[..., ::-1]
     _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return data.tobytes()
@@ -153,7 +154,7 @@ def pack_scenes(
     entries = []
     for index, folder in enumerate(folders):
         scene, depth, tracks = _load(folder, long_side)
-        jpegs = [_encode(image, quality) for image in scene.images]
+        jpegs = [encode_photo(image, quality) for image in scene.images]
         tensors[f"{index}.jpeg"] = torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8)
         tensors[f"{index}.c2w"] = scene.cameras.c2w.contiguous()
         tensors[f"{index}.K"] = scene.cameras.K.contiguous()

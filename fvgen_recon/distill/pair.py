@@ -129,9 +129,44 @@ def find_pair(
 
 def find_pairs(scene: PackedScene, limits: PairLimits) -> list[Pair]:
     """Return all pairs of a scene."""
-    count = len(scene)
-    found = (find_pair(scene, a, b, limits) for a in range(count) for b in range(a + 1, count))
+    found = (find_pair(scene, a, b, limits) for a, b in _likely_pairs(scene, limits))
     return [pair for pair in found if pair is not None]
+
+
+def _likely_pairs(scene: PackedScene, limits: PairLimits) -> list[tuple[int, int]]:
+    """Return the pairs within the limits of the two ends and of the line between them.
+
+    One photo against all others at once: `find_pair` on every two photos takes seconds. What is
+    decided here is decided there again, so the margins only have to be generous.
+    """
+    cameras, depth, slack = scene.cameras, scene.depth, 1e-2
+    position, direction = cameras.position, cameras.direction
+    own = _pivot(cameras, depth)
+    likely = []
+    for first in range(len(scene) - 1):
+        others = torch.arange(first + 1, len(scene))
+        others = others[(depth[others] > 0) & (depth[first] > 0)]
+        pivot = (own[first] + own[others]) / 2
+        to_first, to_last = pivot - position[first], pivot - position[others]
+        gap = _angle_deg(to_first, to_last)
+        looks = torch.maximum(
+            _angle_deg(to_first, direction[first]), _angle_deg(to_last, direction[others])
+        )
+        rotation = cameras.c2w[:, :3, :3]
+        turn = torch.rad2deg(
+            rotation_angle(rotation[first].expand(len(others), 3, 3), rotation[others])
+        )
+        fair = (gap >= limits.min_gap_deg - slack) & (gap <= limits.max_gap_deg + slack)
+        fair &= (turn <= limits.max_turn_deg + slack) & (looks <= 30 + slack)
+        others = others[fair]
+        axis = position[others] - position[first]
+        offset = position - position[first]
+        place = (axis @ offset.T) / (axis * axis).sum(-1, keepdim=True).clamp_min(1e-12)
+        away = (offset - place[..., None] * axis[:, None]).norm(dim=-1)
+        near = away < (limits.max_off_axis + slack) * axis.norm(dim=-1, keepdim=True)
+        between = (near & (place > 0.02) & (place < 0.98)).sum(1) >= limits.min_targets
+        likely += [(first, int(last)) for last in others[between]]
+    return likely
 
 
 def gap_bin(gap_deg: float) -> int:
@@ -162,26 +197,72 @@ def place_targets(pair: Pair, num_frames: int) -> tuple[int, ...]:
     return tuple(frames)
 
 
+VIEW_SHARES = (0.25, 0.4, 0.25, 0.1)
+"""Shares of training clips with 2, 3, 4 and 5 input photos."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairPool:
+    """All pairs of some scenes, ready to draw clips from."""
+
+    scenes: tuple[PackedScene, ...]
+    limits: PairLimits
+    bins: tuple[tuple[list[Pair], list[Pair], list[Pair]], ...]
+    """The pairs of each scene with narrow, middle and wide gaps."""
+
+    def share(self, index: int, count: int) -> "PairPool":
+        """Return every `count`-th scene, those with the most photos dealt out first."""
+        order = sorted(range(len(self.scenes)), key=lambda i: -len(self.scenes[i]))[index::count]
+        return PairPool(
+            scenes=tuple(self.scenes[i] for i in order),
+            limits=self.limits,
+            bins=tuple(self.bins[i] for i in order),
+        )
+
+    def draw(self, count: int, num_frames: int, rng: torch.Generator) -> list[ClipPlan]:
+        """Draw clips: gaps evenly over the bins, scenes by the square root of their pairs."""
+        sizes = torch.tensor([[len(pool) for pool in bins] for bins in self.bins]).float()
+        filled = torch.nonzero(sizes.sum(0))[:, 0].tolist()
+        assert filled, "no scene has photos between two others"
+        plans = []
+        for _ in range(count):
+            gap = filled[_draw(len(filled), rng)]
+            owner = int(torch.multinomial(sizes[:, gap].sqrt(), 1, generator=rng))
+            pool = self.bins[owner][gap]
+            plans.append(self._plan(owner, pool[_draw(len(pool), rng)], num_frames, rng))
+        return plans
+
+    def draw_pairs(self, scene: int, count: int, rng: torch.Generator) -> list[Pair]:
+        """Draw pairs of one scene, gaps evenly over its bins."""
+        bins = [pool for pool in self.bins[scene] if pool]
+        pools = [bins[_draw(len(bins), rng)] for _ in range(count)]
+        return [pool[_draw(len(pool), rng)] for pool in pools]
+
+    def _plan(self, owner: int, pair: Pair, num_frames: int, rng: torch.Generator) -> ClipPlan:
+        inputs = draw_inputs(pair, rng)
+        paths = _paths_between(self.scenes[owner], inputs, num_frames, self.limits)
+        return ClipPlan(scene=owner, inputs=inputs, paths=paths)
+
+
+def draw_inputs(pair: Pair, rng: torch.Generator) -> tuple[int, ...]:
+    """Draw input photos: the pair, and up to three of the others around it."""
+    num_extras = int(torch.multinomial(torch.tensor(VIEW_SHARES), 1, generator=rng))
+    order = torch.randperm(len(pair.extras), generator=rng)[:num_extras].tolist()
+    return (pair.first, pair.last, *(pair.extras[i] for i in order))
+
+
+def pool_pairs(scenes: tuple[PackedScene, ...], limits: PairLimits) -> PairPool:
+    """Find all pairs of some scenes."""
+    bins = tuple(_by_gap(find_pairs(scene, limits)) for scene in scenes)
+    return PairPool(scenes=scenes, limits=limits, bins=bins)
+
+
 def training_plans(
     scenes: tuple[PackedScene, ...], count: int, num_frames: int, limits: PairLimits, seed: int
 ) -> list[ClipPlan]:
-    """Draw clips: scenes by the square root of their pairs, gaps evenly over the three bins."""
+    """Draw clips: gaps evenly over the three bins, scenes by the square root of their pairs."""
     rng = torch.Generator().manual_seed(seed)
-    pools = [_by_gap(find_pairs(scene, limits)) for scene in scenes]
-    weight = torch.tensor([sum(len(b) for b in bins) for bins in pools]).float().sqrt()
-    assert float(weight.sum()) > 0, "no scene has photos between two others"
-    owners = torch.multinomial(weight, count, replacement=True, generator=rng).tolist()
-    plans = []
-    for owner in owners:
-        bins = [b for b in pools[owner] if b]
-        pool = bins[_draw(len(bins), rng)]
-        pair = pool[_draw(len(pool), rng)]
-        num_extras = int(torch.multinomial(torch.tensor([0.3, 0.45, 0.25]), 1, generator=rng))
-        order = torch.randperm(len(pair.extras), generator=rng)[:num_extras].tolist()
-        inputs = (pair.first, pair.last, *(pair.extras[i] for i in order))
-        paths = _paths_between(scenes[owner], inputs, num_frames, limits)
-        plans.append(ClipPlan(scene=owner, inputs=inputs, paths=paths))
-    return plans
+    return pool_pairs(scenes, limits).draw(count, num_frames, rng)
 
 
 def _paths_between(
@@ -201,8 +282,8 @@ def _draw(count: int, rng: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=rng))
 
 
-def _by_gap(pairs: list[Pair]) -> list[list[Pair]]:
-    bins: list[list[Pair]] = [[], [], []]
+def _by_gap(pairs: list[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    bins: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
     for pair in pairs:
         bins[gap_bin(pair.gap_deg)].append(pair)
     return bins

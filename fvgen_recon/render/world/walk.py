@@ -82,7 +82,9 @@ def _draw(
     distance = math.exp(uniform(rng, *(math.log(d) for d in world.distance)))
     height = uniform(rng, *world.height)
     azimuth = uniform(rng, 0.0, 2 * math.pi)
-    spread = math.radians(gap)
+    # Seen from above, a turn about the vertical axis is a smaller angle at the pivot.
+    slant = math.hypot(1.0, (height + float(pivot[1])) / distance)
+    spread = 2 * math.asin(min(1.0, slant * math.sin(math.radians(gap) / 2)))
     share = torch.linspace(0, 1, num_frames)
     if chance(rng, 0.3):
         share = (share + uniform(rng, -0.15, 0.15) * torch.sin(2 * math.pi * share)).clamp(0, 1)

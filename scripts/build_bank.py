@@ -1,0 +1,126 @@
+"""Build training clips from packed scenes, procedural worlds and splats of dense captures.
+
+Usage:
+    python scripts/build_bank.py --train train.bin --out bank --num-workers 12 --num-plans 1200
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import torch
+import torch.multiprocessing as mp
+import tyro
+
+from fvgen_recon.distill.clip import ClipBatch, load_clips
+from fvgen_recon.distill.pack import read_pack
+from fvgen_recon.distill.pair import pool_pairs
+from fvgen_recon.distill.source import BankConfig, SourceShares, Worker, write_mixed_bank
+from fvgen_recon.distill.splat import SplatConfig
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.io.file import write_json
+from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.recipes.compact import RECIPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Build training clips from packed scenes, procedural worlds and splats."""
+
+    train: Path
+    """Packed training scenes (scripts/pack_scenes.py)."""
+    out: Path
+    """Folder of the bank; a picture and the times go beside its clips."""
+    recipe: str = "full"
+    """Name in fvgen_recon.recipes.compact: length, size and number of crops of the clips."""
+    shares: SourceShares = field(default_factory=SourceShares)
+    """Shares of the sources."""
+    splat: SplatConfig = field(default_factory=SplatConfig)
+    """How splats are fitted to captures, and which are good enough."""
+    estimator: str = "plane-sweep"
+    """Source of the point clouds."""
+    num_plans: int = 1200
+    """Sets of inputs in all."""
+    num_workers: int = 4
+    """Processes; 0 builds in this one."""
+    texture_size: int = 256
+    """Texels along the side of textures of procedural worlds."""
+    seed: int = 1
+
+
+def build(index: int, args: Arguments) -> None:
+    """Build one worker's share."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.num_workers > 1:
+        torch.set_num_threads(1)
+    recipe = RECIPES[args.recipe]()
+    start = time.monotonic()
+    pool = pool_pairs(read_pack(args.train), recipe.limits)
+    config = BankConfig(
+        shares=args.shares,
+        num_plans=args.num_plans,
+        num_frames=recipe.num_frames,
+        crop=recipe.crop,
+        num_crops=recipe.num_crops,
+        splat=args.splat,
+        texture_size=args.texture_size,
+    )
+    worker = Worker(index=index, count=max(1, args.num_workers), device=device, seed=args.seed)
+    estimator = ESTIMATORS[args.estimator]()
+    made = write_mixed_bank(pool, args.out, estimator, config, worker)
+    seconds = time.monotonic() - start
+    print(f"worker {index}: {made} plans in {seconds:.0f} s", flush=True)
+    write_json(args.out / f"worker-{index}.json", {"plans": made, "seconds": seconds})
+
+
+def write_preview(folder: Path, rows: int = 4) -> None:
+    """Draw some clips of each source: first, middle render and target, last."""
+    pictures = []
+    for name in ("real", "procedural", "splat"):
+        for path in sorted(folder.glob(f"*-{name}.safetensors"))[:rows]:
+            pictures.append(_strip(load_clips(path)))
+    if pictures:
+        pixels = torch.cat(pictures, 1).permute(1, 2, 0).numpy()[..., ::-1]
+        cv2.imwrite(str(folder / "preview.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
+def _strip(clips: ClipBatch) -> torch.Tensor:
+    middle = clips.target.shape[1] // 2
+    shown = clips.frames[0, middle] * clips.mask[0, middle]
+    layer = clips.layers[0, 0, middle]
+    return torch.cat([clips.target[0, 0], shown, layer, clips.target[0, middle]], -1)
+
+
+def main(args: Arguments) -> None:
+    """Fill the bank and say how long it took."""
+    if args.estimator not in ESTIMATORS or args.recipe not in RECIPES:
+        raise InputError(
+            f"An estimator out of {', '.join(ESTIMATORS)} and a recipe out of "
+            f"{', '.join(RECIPES)} were expected: {args.estimator} and {args.recipe} came."
+        )
+    start = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.num_workers == 0:
+        build(0, args)
+    else:
+        mp.start_processes(build, (args,), nprocs=args.num_workers, start_method="spawn")
+    seconds = time.monotonic() - start
+    counts = {
+        name: sum(len(load_clips(p)) for p in args.out.glob(f"*-{name}.safetensors"))
+        for name in ("real", "procedural", "splat")
+    }
+    write_preview(args.out)
+    total = sum(counts.values())
+    print(json.dumps({"clips": counts, "seconds": round(seconds, 1)}))
+    print(f"{total} clips in {seconds:.0f} s: {total / seconds:.1f} a second")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except FvgenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

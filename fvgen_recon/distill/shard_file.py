@@ -92,6 +92,8 @@ def write_tar(
         Where each file lies, the tar's SHA-256 and its size in bytes.
     """
     places = []
+    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+        leftover.unlink(missing_ok=True)  # Of a worker that was killed while it wrote this shard.
     with atomic_path(path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in clips:

@@ -22,7 +22,7 @@ class Fixture:
     path: Path
     """The file of tensors."""
     tensors: Mapping[str, Tensor]
-    """Inputs and outputs by name."""
+    """Inputs and outputs by name; half precision is only a way to store them, so never half."""
     weights: Mapping[str, Tensor]
     """Weights in float32 under the original's names."""
     facts: Mapping[str, Any]
@@ -63,10 +63,14 @@ def read_fixture(path: Path) -> Fixture:
         raise InputError(f"{path.with_suffix('.json')} should hold a JSON object.")
     return Fixture(
         path=path,
-        tensors={k: v for k, v in tensors.items() if not k.startswith("w.")},
+        tensors={k: _widened(v) for k, v in tensors.items() if not k.startswith("w.")},
         weights={k[2:]: v.float() for k, v in tensors.items() if k.startswith("w.")},
         facts=facts,
     )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def difference(name: str, ours: Tensor, expected: Tensor, tolerance: float) -> Difference:

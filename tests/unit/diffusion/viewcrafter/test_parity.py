@@ -177,3 +177,63 @@ def test_command_refuses_a_fixture_of_another_kind(tmp_path, capsys):
     for kind in ("resampler", "ddim", "vae", "clip"):
         assert main(Options(kind=kind, fixture=path)) == 2
         assert str(tmp_path) in capsys.readouterr().err
+
+
+def _keep_one_clip(tensors, facts):
+    for name in ("x", "timesteps", "fs", "context", "y"):
+        tensors[name] = tensors[name][1:].contiguous()
+    for name in [n for n in tensors if n.startswith(("y_", "act.", "context_"))]:
+        del tensors[name]
+
+
+def _swap_images(tensors, facts):
+    for name in ("x", "z", "noise", "decoded", "moments"):
+        tensors[name] = tensors[name].flip(0).contiguous()
+    for name in ("mean", "logvar", "sample", "latent_scaled"):
+        del tensors[name]
+
+
+def _keep_text(tensors, facts):
+    tensors["tokens"] = tensors["tokens"][1:].contiguous()
+    tensors["text_out"] = tensors["text_out"][1:].contiguous()
+    del facts["vision"]
+
+
+def _keep_small_images(tensors, facts):
+    for name in ("a.in", "a.out", "c.in", "c.out"):
+        del tensors[name]
+    tensors["upsampled.in"], tensors["upsampled.out"] = tensors.pop("b.in"), tensors.pop("b.out")
+
+
+def _keep_one_run(tensors, facts):
+    facts["runs"] = {"run_z": facts["runs"]["run_d"] | {"note": "renamed"}}
+    for name in [n for n in tensors if n.startswith(("run_", "train", "misc.", "sched."))]:
+        if name.startswith("run_d."):
+            tensors[name.replace("run_d", "run_z")] = tensors[name]
+        del tensors[name]
+
+
+OTHER_FIXTURES = {
+    ("unet", "viewcrafter_unet_small_A"): (_keep_one_clip, 1),
+    ("unet", "viewcrafter_unet_small_B"): (_keep_one_clip, 1),
+    ("vae", "vae_small"): (_swap_images, 2),
+    ("clip", "clip_small"): (_keep_text, 1),
+    ("clip", "clip_preprocess"): (_keep_small_images, 1),
+    ("ddim", "ddim_A"): (_keep_one_run, 9),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("kind", "name"), OTHER_FIXTURES)
+def test_command_reads_fixtures_that_hold_less_or_are_ordered_otherwise(
+    parity, tmp_path, capsys, kind, name
+):
+    change, num_outputs = OTHER_FIXTURES[kind, name]
+    tensors = load_file(parity / f"{name}.safetensors")
+    facts = json.loads((parity / f"{name}.json").read_text())
+    change(tensors, facts)
+    path = tmp_path / "other.v2.safetensors"
+    save_file(tensors, path)
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    assert main(Options(kind=kind, fixture=path)) == 0
+    assert f"{num_outputs} outputs, 0 above" in capsys.readouterr().out

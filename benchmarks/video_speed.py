@@ -9,6 +9,7 @@ Usage:
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -104,6 +105,8 @@ class Benchmark:
         self.outputs: dict[str, list[Tensor]] = {}
         self.frames: dict[str, Tensor] = {}
         self.merge = options.upsampling != "plain"
+        if "reference" not in options.parts.split(","):
+            self.rig.pipeline.to(self.dtype)
 
     def reference(self) -> None:
         """Run the student in float32, then cast all networks to bfloat16."""
@@ -158,10 +161,10 @@ class Benchmark:
             self.report.add("compiled", **{name: timed(getattr(rig, name), self.options.repeats)})
         results = self.report.content["compiled"]
         self.report.add("compiled", student_memory=peak_gib(rig.student))
-        rate = self.report.content["card"]["matrix_rate"]
+        rate = self.report.content["card"].get("matrix_rate", math.nan)
         shares = {
             name: count / results[name]["median_s"] / rate
-            for name, count in self.report.content["operations"].items()
+            for name, count in self.report.content.get("operations", {}).items()
         }
         self.report.add("fraction_of_matrix_rate", **shares)
         self.report.add("compiled", clip=timed(rig.clip, self.options.repeats // 2))
@@ -174,15 +177,19 @@ class Benchmark:
         """Time the compiled teacher, the branches of guidance in turn."""
         work = lambda: self.rig.teacher(self.options.teacher_steps, batched=False)  # noqa: E731
         self.report.add("compiled", teacher=timed(work, 2))
-        student = self.report.content["compiled"]["student"]["median_s"]
+        results = self.report.content
+        student = results["compiled"]["student"]["median_s"]
         ratios = {
-            f"over_{name}_teacher": self.report.content[name]["teacher"]["median_s"] / student
+            f"over_{name}_teacher": results[name]["teacher"]["median_s"] / student
             for name in ("eager", "compiled")
+            if "teacher" in results.get(name, {})
         }
         self.report.add("speedup_of_compiled_student", **ratios)
 
     def precision(self) -> None:
         """Compare outputs of each step, and frames, in float32, bfloat16 and compiled."""
+        if not self.steps:
+            raise RuntimeError("The part `precision` needs the part `reference`.")
         self._record("compiled")
         for a, b in (("eager", "float32"), ("compiled", "float32"), ("compiled", "eager")):
             pairs = zip(self.outputs[a], self.outputs[b], strict=True)
@@ -287,6 +294,8 @@ class Benchmark:
 
     def _record(self, name: str) -> None:
         """Evaluate each step at the float32 trajectory's latents, and the student as a whole."""
+        if not self.steps:
+            return
         before = [self.rig.latents, *(step.x for step in self.steps[:-1])]
         self.outputs[name] = [
             self.rig.unet(x_t, step.t).cpu() for x_t, step in zip(before, self.steps, strict=True)
@@ -359,7 +368,6 @@ def main(options: Options) -> None:
     if options.small:
         options = replace(options, height=32, width=48, repeats=4, teacher_steps=2, limit=1e9)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
     if options.start_with is not None:
         measure_start(options, device)
         return

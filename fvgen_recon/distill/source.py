@@ -27,8 +27,6 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.render.world import Capture, TraceConfig, procedural_capture
 
-CHUNK = 8
-"""Plans whose clips share a file."""
 Batch = tuple[Sequence[PackedScene], list[ClipPlan]]
 """Scenes and plans that speak of them."""
 
@@ -38,7 +36,7 @@ class ClipSource(Protocol):
     """Yields plans of training clips."""
 
     def batch(self, index: int, rng: torch.Generator) -> Batch:
-        """Return about `CHUNK` plans; `index` counts the batches of this source."""
+        """Return a chunk of plans; `index` counts a worker's chunks."""
         ...
 
 
@@ -69,10 +67,12 @@ class RealSource:
 
     pool: PairPool
     num_frames: int
+    chunk: int = 8
+    """Plans of a batch."""
 
     def batch(self, index: int, rng: torch.Generator) -> Batch:
         """Draw plans over all scenes."""
-        return self.pool.scenes, self.pool.draw(CHUNK, self.num_frames, rng)
+        return self.pool.scenes, self.pool.draw(self.chunk, self.num_frames, rng)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +91,15 @@ class ProceduralSource:
     texture_size: int = 256
     num_extras: int = 3
     """Views beside the walk."""
+    chunk: int = 8
+    """Plans of a batch: two a world."""
     device: str = "cpu"
     config: TraceConfig | None = None
 
     def batch(self, index: int, rng: torch.Generator) -> Batch:
-        """Photograph `CHUNK` / 2 worlds."""
+        """Photograph half as many worlds as plans are wanted."""
         scenes, plans = [], []
-        for _ in range(CHUNK // 2):
+        for _ in range(max(1, self.chunk // 2)):
             capture = self._capture(rng)
             scene = pack_capture(capture, f"procedural-{capture.kind}")
             scenes.append(scene)
@@ -216,6 +218,8 @@ class BankConfig:
     """Longer side of photos of procedural worlds."""
     trace: TraceConfig | None = None
     """Effort and look of procedural photos."""
+    chunk: int = 8
+    """Plans whose clips share a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,7 +260,7 @@ def write_mixed_bank(
         path = folder / f"{worker.seed}-{worker.index}-{count:04d}-{name}.safetensors"
         rng = _generator(worker, count)
         if path.exists():
-            made[name] += CHUNK
+            made[name] += config.chunk
             count += 1
             continue
         scenes, plans = sources[name].batch(count, rng)
@@ -289,7 +293,7 @@ def _sources(
     photos = photo_crops(pool.scenes, 96, config.texture_size, _generator(worker, 99_999))
     mine = pool.share(worker.index, worker.count)
     return {
-        "real": RealSource(pool=pool, num_frames=config.num_frames),
+        "real": RealSource(pool=pool, num_frames=config.num_frames, chunk=config.chunk),
         "procedural": ProceduralSource(
             photos=photos,
             num_frames=config.num_frames,
@@ -297,6 +301,7 @@ def _sources(
             long_side=config.long_side,
             device=str(worker.device),
             config=config.trace,
+            chunk=config.chunk,
         ),
         "splat": SplatSource(
             pool=mine,
@@ -304,5 +309,6 @@ def _sources(
             num_frames=config.num_frames,
             num_plans=num_splat_plans,
             device=worker.device,
+            chunk=config.chunk,
         ),
     }

@@ -336,9 +336,20 @@ class SplatSource:
         num_frames: int,
         num_plans: float,
         device: torch.device,
+        chunk: int = 8,
     ) -> None:
+        """Line up the captures of a pool that have enough photos.
+
+        Args:
+            pool: Scenes and their pairs.
+            config: How splats are fitted, and which are good enough.
+            num_frames: Frames of a clip.
+            num_plans: Plans wanted in all, spread evenly over the captures.
+            device: Where to compute.
+            chunk: Plans of a batch.
+        """
         self.pool, self.config, self.device = pool, config, device
-        self.num_frames = num_frames
+        self.num_frames, self.chunk = num_frames, chunk
         self.waiting = [
             i
             for i, (scene, bins) in enumerate(zip(pool.scenes, pool.bins, strict=True))
@@ -350,9 +361,9 @@ class SplatSource:
         self.scene = 0
 
     def batch(self, index: int, rng: torch.Generator) -> tuple[list[PackedScene], list[ClipPlan]]:
-        """Return up to 8 plans about one capture; none when no capture is left."""
+        """Return some plans about one capture; none when no capture is left."""
         while self.left > 0 or self._advance():
-            count = min(8, self.left)
+            count = min(self.chunk, self.left)
             self.left -= count
             assert self.splat is not None
             pairs = self.pool.draw_pairs(self.scene, count, rng)

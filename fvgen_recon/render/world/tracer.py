@@ -43,8 +43,8 @@ class TraceConfig:
     supersample: int = 2
     """Rays a pixel side."""
     tile: int | None = None
-    """Side in pixels of the squares that are traced at once; by default whole images on a GPU,
-    where launches count, and small squares on a CPU, where solids out of sight do."""
+    """Side in pixels of the squares that are traced at once; by default 256 on a GPU,
+    where launches count, and 32 on a CPU, where solids out of sight do."""
     shadows: bool = True
     corners: bool = True
     """Whether solids near a surface take light from all round away."""
@@ -133,7 +133,7 @@ def _depth_of(world: World, origin: Tensor, rays: Tensor) -> Tensor:
 
 
 def _tile_side(tile: int | None, device: torch.device) -> int:
-    return tile or (4096 if device.type == "cuda" else 32)
+    return tile or (256 if device.type == "cuda" else 32)
 
 
 def _photograph(world: World, camera: Cameras, config: TraceConfig) -> Float[Tensor, "3 H W"]:

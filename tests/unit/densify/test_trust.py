@@ -153,3 +153,13 @@ def test_few_steps_only_where_little_is_missing() -> None:
     assert fit_steps(generator, guidance, None) is generator
     plain = RenderGenerator(num_frames=4)
     assert fit_steps(plain, guidance, 1.0) is plain
+
+
+def test_the_package_brings_models_that_follow_the_evidence() -> None:
+    """More agreement never lowers the shipped claim for renders."""
+    model = find_trust("render", 1)
+    evidence = torch.full((len(EVIDENCE), 1), 0.5)
+    better = evidence.clone()
+    for name in ("geometry", "render", "layer", "reprojection", "support"):
+        better[EVIDENCE.index(name)] = 1.0
+    assert float(model.confidence(better)) > float(model.confidence(evidence)) + 0.05

@@ -11,7 +11,7 @@ from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.diffusion.passthrough import RenderGenerator
 from fvgen_recon.errors import InputError, WeightsError
 
-DEFAULT_GENERATOR = "render"
+DEFAULT_GENERATOR = "regression"
 """What is used when a user names none; the one line to switch."""
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"

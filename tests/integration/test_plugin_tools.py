@@ -17,6 +17,7 @@ import torch
 from bad_scene import BAD_SCENES
 
 from fvgen_recon.densify.bank import Bank
+from fvgen_recon.densify.generators import DEFAULT_GENERATOR
 from fvgen_recon.io.image import read_image
 from fvgen_recon.io.ply import read_points
 
@@ -110,7 +111,7 @@ def test_training_opens_no_held_out_photo_and_leaves_a_whole_run(run: Run) -> No
 def test_the_bank_is_in_the_run_folder_with_its_provenance(run: Run) -> None:
     bank = Bank(run.folder / "bank")
     assert len(bank) > 0
-    assert {entry.origin.generator for entry in bank.entries} == {"render"}
+    assert {entry.origin.generator for entry in bank.entries} == {DEFAULT_GENERATOR}
     assert bank.num_rounds == 1
 
 

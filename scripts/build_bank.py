@@ -17,7 +17,6 @@ import tyro
 
 from fvgen_recon.distill.clip import ClipBatch, load_clips
 from fvgen_recon.distill.pack import read_pack
-from fvgen_recon.distill.pair import pool_pairs
 from fvgen_recon.distill.source import BankConfig, SourceShares, Worker, write_mixed_bank
 from fvgen_recon.distill.splat import SplatConfig
 from fvgen_recon.errors import FvgenError, InputError
@@ -58,19 +57,19 @@ def build(index: int, args: Arguments) -> None:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
     start = time.monotonic()
-    pool = pool_pairs(read_pack(args.train), recipe.limits)
     config = BankConfig(
         shares=args.shares,
         num_plans=args.num_plans,
         num_frames=recipe.num_frames,
         crop=recipe.crop,
         num_crops=recipe.num_crops,
+        limits=recipe.limits,
         splat=args.splat,
         texture_size=args.texture_size,
     )
     worker = Worker(index=index, count=max(1, args.num_workers), device=device, seed=args.seed)
     estimator = ESTIMATORS[args.estimator]()
-    made = write_mixed_bank(pool, args.out, estimator, config, worker)
+    made = write_mixed_bank(read_pack(args.train), args.out, estimator, config, worker)
     seconds = time.monotonic() - start
     print(f"worker {index}: {made} plans in {seconds:.0f} s", flush=True)
     write_json(args.out / f"worker-{index}.json", {"plans": made, "seconds": seconds})

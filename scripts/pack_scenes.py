@@ -1,12 +1,21 @@
-"""Pack posed scenes, and the feature networks of the metrics, into files small enough to carry."""
+"""Pack posed scenes, procedural worlds and the metrics' feature networks into files to carry.
+
+Usage:
+    python scripts/pack_scenes.py --scenes TRAIN --worlds 32 --out train.bin
+"""
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 import tyro
 
-from fvgen_recon.distill.pack import pack_scenes
+from fvgen_recon.distill.pack import PackedScene, pack_folder, write_pack
+from fvgen_recon.distill.source import pack_world, photo_crops
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.judge import pack_features
 
@@ -17,6 +26,9 @@ class Arguments:
 
     scenes: Path | None = None
     """Folder whose sub-folders are scenes in any format that fvgen-recon reads."""
+    worlds: int = 0
+    """Procedural worlds to render beside them, with textures cut out of their photos; about a
+    minute each on a CPU core. For training only."""
     out: Path | None = None
     """File of packed scenes to write."""
     features: Path | None = None
@@ -27,6 +39,26 @@ class Arguments:
     """JPEG quality."""
     tracks: bool = False
     """Pack sparse points too (for scripts/train_mvs.py)."""
+    workers: int = 2
+    """Processes that render worlds."""
+    seed: int = 1
+    """Of the worlds."""
+
+
+def render_worlds(scenes: list[PackedScene], args: Arguments) -> list[PackedScene]:
+    """Render procedural worlds in several processes."""
+    photos = photo_crops(scenes, 200, 256, torch.Generator().manual_seed(args.seed))
+    work = partial(pack_world, photos=photos, long_side=args.long_side, quality=args.quality)
+    seeds = range(1000 * args.seed, 1000 * args.seed + args.worlds)
+    context = get_context("spawn")
+    worlds = []
+    with ProcessPoolExecutor(
+        args.workers, context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for world in pool.map(work, seeds):
+            worlds.append(world)
+            print(f"{len(worlds)} of {args.worlds}: {world.name}", flush=True)
+    return worlds
 
 
 def main(args: Arguments) -> None:
@@ -38,14 +70,19 @@ def main(args: Arguments) -> None:
         if args.out is None:
             raise InputError("A file to write was expected with --scenes: add --out FILE.")
         folders = sorted(p for p in args.scenes.iterdir() if p.is_dir())
-        size = pack_scenes(
-            folders,
-            args.out,
-            long_side=args.long_side,
-            quality=args.quality,
-            with_tracks=args.tracks,
-        )
-        print(f"{args.out}: {len(folders)} scenes, {size / 2**20:.1f} MiB")
+        scenes = [
+            pack_folder(
+                folder,
+                long_side=args.long_side,
+                quality=args.quality,
+                with_tracks=args.tracks,
+            )
+            for folder in folders
+        ]
+        if args.worlds:
+            scenes += render_worlds(scenes, args)
+        size = write_pack(scenes, args.out)
+        print(f"{args.out}: {len(scenes)} scenes, {size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

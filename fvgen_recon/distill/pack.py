@@ -102,70 +102,78 @@ def typical_depth(cloud: PointCloud | None, cameras: Cameras) -> Float[Tensor, "
     return torch.stack(depths)
 
 
-def _long_tracks(capture: Capture) -> dict[str, Tensor]:
+def _long_tracks(capture: Capture) -> PackedTracks | None:
     """Keep points with three observations or more; those of two where there are no longer ones."""
     if capture.points is None or capture.tracks is None:
-        return {}
+        return None
     seen = torch.stack([capture.tracks.point, capture.tracks.frame], dim=1).unique(dim=0)
     count = torch.bincount(seen[:, 0], minlength=len(capture.points))
     kept = count >= (3 if int(count.max()) >= 3 else 2)
     number = kept.cumsum(0) - 1
     seen = seen[kept[seen[:, 0]]]
-    return {
-        "track_xyz": capture.points.xyz[kept].contiguous(),
-        "track_point": number[seen[:, 0]].to(torch.int32),
-        "track_frame": seen[:, 1].to(torch.int16),
-    }
+    return PackedTracks(
+        xyz=capture.points.xyz[kept].contiguous(), point=number[seen[:, 0]], frame=seen[:, 1]
+    )
 
 
-def _load(folder: Path, long_side: int) -> tuple[Scene, Tensor, dict[str, Tensor]]:
+def pack_folder(
+    folder: Path, *, long_side: int = 352, quality: int = 88, with_tracks: bool = False
+) -> PackedScene:
+    """Compress all photos of a scene in any format that `load_capture` reads.
+
+    Args:
+        folder: The scene.
+        long_side: Photos are shrunk to this many pixels along their longer side.
+        quality: JPEG quality.
+        with_tracks: Keep sparse points too, which measure and teach depth.
+
+    Raises:
+        InputError: The scene cannot be read.
+    """
     capture = load_capture(folder)
     indices = tuple(range(len(capture.names)))
     first = capture.cameras[0]
     scale = min(1.0, long_side / max(first.height, first.width))
     size = (round(first.height * scale), round(first.width * scale))
     scene = load_scene(capture, indices, height=size[0], width=size[1])
-    return scene, typical_depth(capture.points, scene.cameras), _long_tracks(capture)
+    return PackedScene(
+        name=folder.name,
+        photo_names=scene.names,
+        jpegs=tuple(encode_photo(image, quality) for image in scene.images),
+        cameras=scene.cameras,
+        depth=typical_depth(capture.points, scene.cameras),
+        tracks=_long_tracks(capture) if with_tracks else None,
+    )
 
 
-def pack_scenes(
-    folders: Sequence[Path],
-    path: Path,
-    *,
-    long_side: int = 352,
-    quality: int = 88,
-    with_tracks: bool = False,
-) -> int:
+def write_pack(scenes: Sequence[PackedScene], path: Path) -> int:
     """Write scenes into one file and return its size in bytes.
 
-    Args:
-        folders: Scenes in any format that `load_capture` reads.
-        path: The file to write.
-        long_side: Photos are shrunk to this many pixels along their longer side.
-        quality: JPEG quality.
-        with_tracks: Pack sparse points too, which measure and teach depth.
-
     Raises:
-        InputError: There is no scene, or one cannot be read.
+        InputError: There is no scene.
     """
-    if not folders:
-        raise InputError("At least one scene folder was expected to pack: none came.")
+    if not scenes:
+        raise InputError("At least one scene was expected to pack: none came.")
     tensors: dict[str, Tensor] = {}
     entries = []
-    for index, folder in enumerate(folders):
-        scene, depth, tracks = _load(folder, long_side)
-        jpegs = [encode_photo(image, quality) for image in scene.images]
-        tensors[f"{index}.jpeg"] = torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8)
+    for index, scene in enumerate(scenes):
+        data = bytearray(b"".join(scene.jpegs))
+        tensors[f"{index}.jpeg"] = torch.frombuffer(data, dtype=torch.uint8)
         tensors[f"{index}.c2w"] = scene.cameras.c2w.contiguous()
         tensors[f"{index}.K"] = scene.cameras.K.contiguous()
-        tensors[f"{index}.depth"] = depth
-        if with_tracks:
-            tensors |= {f"{index}.{key}": value for key, value in tracks.items()}
+        tensors[f"{index}.depth"] = scene.depth
+        if scene.tracks is not None:
+            values = (
+                scene.tracks.xyz.contiguous(),
+                scene.tracks.point.to(torch.int32),
+                scene.tracks.frame.to(torch.int16),
+            )
+            tensors |= {f"{index}.{k}": v for k, v in zip(_TRACKS, values, strict=True)}
         entries.append(
             {
-                "name": folder.name,
-                "photos": list(scene.names),
-                "lengths": [len(j) for j in jpegs],
+                "name": scene.name,
+                "photos": list(scene.photo_names),
+                "lengths": [len(j) for j in scene.jpegs],
                 "size": [scene.cameras.height, scene.cameras.width],
             }
         )
@@ -175,7 +183,7 @@ def pack_scenes(
 
 
 def read_pack(path: Path) -> tuple[PackedScene, ...]:
-    """Read the scenes of `pack_scenes`; photos stay compressed.
+    """Read the scenes of `write_pack`; photos stay compressed.
 
     Raises:
         InputError: The file is missing, or of another schema.

@@ -5,7 +5,7 @@ front half and differ only in what the photos show.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,9 +18,11 @@ from fvgen_recon.distill.pack import PackedScene, encode_photo
 from fvgen_recon.distill.pair import (
     ClipPlan,
     Pair,
+    PairLimits,
     PairPool,
     PathPlan,
     draw_inputs,
+    pool_pairs,
 )
 from fvgen_recon.distill.splat import SplatConfig, SplatSource
 from fvgen_recon.errors import InputError
@@ -166,13 +168,13 @@ def walk_plan(
     return ClipPlan(scene=scene, inputs=draw_inputs(pair, rng), paths=(path,))
 
 
-def pack_capture(capture: Capture, name: str) -> PackedScene:
+def pack_capture(capture: Capture, name: str, quality: int = 95) -> PackedScene:
     """Compress a procedural capture as real photos are."""
     depth = [d[d > 0].median() if bool((d > 0).any()) else d.new_zeros(()) for d in capture.depth]
     return PackedScene(
         name=name,
         photo_names=tuple(f"{i:03d}.jpg" for i in range(len(capture.images))),
-        jpegs=tuple(encode_photo(image, 95) for image in capture.images.cpu()),
+        jpegs=tuple(encode_photo(image, quality) for image in capture.images.cpu()),
         cameras=capture.cameras.to("cpu"),
         depth=torch.stack(depth).cpu(),
     )
@@ -210,6 +212,8 @@ class BankConfig:
     """Height and width of clips."""
     num_crops: int
     """Crops made from each path."""
+    limits: PairLimits = field(default_factory=PairLimits)
+    """When two photos make a pair."""
     splat: SplatConfig = field(default_factory=SplatConfig)
     """How splats are fitted."""
     texture_size: int = 256
@@ -233,7 +237,7 @@ class Worker:
 
 
 def write_mixed_bank(
-    pool: PairPool,
+    scenes: Sequence[PackedScene],
     folder: Path,
     estimator: PointCloudEstimator,
     config: BankConfig,
@@ -242,7 +246,15 @@ def write_mixed_bank(
     """Fill a worker's share of a bank from all sources; chunks that exist are kept.
 
     Real and procedural chunks alternate by their shares, so that a bank that is still growing is
-    mixed as the finished one; each fitted splat adds its chunks between them.
+    mixed as the finished one; each fitted splat adds its chunks between them. Procedural worlds
+    among the scenes are taken as they are; where there are none, new ones are rendered.
+
+    Args:
+        scenes: Real scenes and packed procedural worlds.
+        folder: Where the chunks go.
+        estimator: The source of clouds.
+        config: What the whole bank shall hold.
+        worker: Whose share to make.
 
     Returns:
         The number of plans made from each source.
@@ -253,7 +265,7 @@ def write_mixed_bank(
     goal = {
         n: s / sum(shares.values()) * config.num_plans / worker.count for n, s in shares.items()
     }
-    sources = _sources(pool, config, worker, goal["splat"])
+    sources = _sources(scenes, config, worker, goal["splat"])
     count = 0
     while any(made[n] < goal[n] for n in made):
         name = min((n for n in made if made[n] < goal[n]), key=lambda n: made[n] / goal[n])
@@ -287,24 +299,86 @@ def _generator(worker: Worker, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((worker.seed * 1009 + worker.index) * 100_003 + index)
 
 
+PROCEDURAL = "procedural-"
+"""What names of packed procedural worlds begin with."""
+
+
+def pack_world(
+    seed: int,
+    photos: Float[Tensor, "N 3 S S"],
+    *,
+    long_side: int = 352,
+    quality: int = 88,
+    num_frames: int = 32,
+    texture_size: int = 256,
+    config: TraceConfig | None = None,
+    device: str = "cpu",
+) -> PackedScene:
+    """Photograph a procedural world along a wide walk, to be carried like a real scene.
+
+    Where many processes share a GPU, rendering worlds there is slow; packed ones cost nothing.
+
+    Args:
+        seed: Decides everything.
+        photos: Square crops of photos for some of the surfaces.
+        long_side: Of the photos, in pixels.
+        quality: JPEG quality.
+        num_frames: Photos along the walk; four more lie beside it.
+        texture_size: Texels along the side of textures.
+        config: Effort and look.
+        device: Where to compute.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    capture = procedural_capture(
+        seed,
+        num_frames=num_frames,
+        num_extras=4,
+        height=16 * round(long_side * (0.64 if seed % 2 else 0.75) / 16),
+        width=long_side,
+        gap_deg=26.0 + 18.0 * float(torch.rand((), generator=rng)),
+        photos=photos,
+        texture_size=texture_size,
+        device=device,
+        config=config,
+    )
+    return pack_capture(capture, f"{PROCEDURAL}{capture.kind}-{seed}", quality)
+
+
+def split_pool(
+    scenes: Sequence[PackedScene], limits: PairLimits, num_frames: int
+) -> tuple[PairPool, PairPool]:
+    """Find the pairs of real scenes, and those of packed procedural worlds.
+
+    Worlds have photos enough for a true one at every frame, so pairs with fewer are left out.
+    """
+    real = tuple(s for s in scenes if not s.name.startswith(PROCEDURAL))
+    worlds = tuple(s for s in scenes if s.name.startswith(PROCEDURAL))
+    dense = replace(limits, min_targets=num_frames - 2)
+    return pool_pairs(real, limits), pool_pairs(worlds, dense)
+
+
 def _sources(
-    pool: PairPool, config: BankConfig, worker: Worker, num_splat_plans: float
+    scenes: Sequence[PackedScene], config: BankConfig, worker: Worker, num_splat_plans: float
 ) -> dict[str, ClipSource]:
-    photos = photo_crops(pool.scenes, 96, config.texture_size, _generator(worker, 99_999))
-    mine = pool.share(worker.index, worker.count)
-    return {
-        "real": RealSource(pool=pool, num_frames=config.num_frames, chunk=config.chunk),
-        "procedural": ProceduralSource(
-            photos=photos,
+    real, worlds = split_pool(scenes, config.limits, config.num_frames)
+    procedural: ClipSource = RealSource(
+        pool=worlds, num_frames=config.num_frames, chunk=config.chunk
+    )
+    if not worlds.scenes:
+        procedural = ProceduralSource(
+            photos=photo_crops(real.scenes, 96, config.texture_size, _generator(worker, 99_999)),
             num_frames=config.num_frames,
             texture_size=config.texture_size,
             long_side=config.long_side,
             device=str(worker.device),
             config=config.trace,
             chunk=config.chunk,
-        ),
+        )
+    return {
+        "real": RealSource(pool=real, num_frames=config.num_frames, chunk=config.chunk),
+        "procedural": procedural,
         "splat": SplatSource(
-            pool=mine,
+            pool=real.share(worker.index, worker.count),
             config=config.splat,
             num_frames=config.num_frames,
             num_plans=num_splat_plans,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fvgen_recon.distill.clip import build_clips, load_clips
-from fvgen_recon.distill.pack import PackedScene
+from fvgen_recon.distill.pack import PackedScene, read_pack, write_pack
 from fvgen_recon.distill.pair import (
     PairLimits,
     PairPool,
@@ -23,7 +23,9 @@ from fvgen_recon.distill.source import (
     SourceShares,
     Worker,
     pack_capture,
+    pack_world,
     photo_crops,
+    split_pool,
     write_mixed_bank,
 )
 from fvgen_recon.distill.splat import SplatConfig, fit_splat, splat_plans
@@ -139,7 +141,7 @@ def test_a_splat_learns_the_capture_and_gives_targets(
     assert len(none) == len(walk)
 
 
-def test_a_bank_mixes_all_sources(pool: PairPool, tmp_path: Path) -> None:
+def test_a_bank_mixes_all_sources(walk: PackedScene, tmp_path: Path) -> None:
     config = BankConfig(
         shares=SourceShares(real=0.34, procedural=0.33, splat=0.33),
         num_plans=3,
@@ -155,7 +157,7 @@ def test_a_bank_mixes_all_sources(pool: PairPool, tmp_path: Path) -> None:
         chunk=2,
     )
     worker = Worker(index=0, count=1, device=CPU, seed=3)
-    made = write_mixed_bank(pool, tmp_path, PlaneSweep(), config, worker)
+    made = write_mixed_bank((walk,), tmp_path, PlaneSweep(), config, worker)
     assert min(made.values()) >= 1
     files = sorted(tmp_path.glob("*.safetensors"))
     assert {f.stem.split("-")[-1] for f in files} == {"real", "procedural", "splat"}
@@ -164,11 +166,13 @@ def test_a_bank_mixes_all_sources(pool: PairPool, tmp_path: Path) -> None:
         assert clips.target.shape[1:] == (3, 3, 32, 48)
         assert float(clips.mask.float().mean()) > 0.05
     again = {f: f.stat().st_mtime_ns for f in files}
-    write_mixed_bank(pool, tmp_path, PlaneSweep(), config, worker)
+    write_mixed_bank((walk,), tmp_path, PlaneSweep(), config, worker)
     assert {f: f.stat().st_mtime_ns for f in files} == again
 
 
-def test_captures_that_fit_badly_leave_their_room_to_others(pool: PairPool, tmp_path: Path) -> None:
+def test_captures_that_fit_badly_leave_their_room_to_others(
+    walk: PackedScene, tmp_path: Path
+) -> None:
     config = BankConfig(
         shares=SourceShares(real=0.5, procedural=0.0, splat=0.5),
         num_plans=2,
@@ -182,8 +186,27 @@ def test_captures_that_fit_badly_leave_their_room_to_others(pool: PairPool, tmp_
         chunk=2,
     )
     worker = Worker(index=0, count=1, device=CPU, seed=3)
-    made = write_mixed_bank(pool, tmp_path, PlaneSweep(), config, worker)
+    made = write_mixed_bank((walk,), tmp_path, PlaneSweep(), config, worker)
     assert made == {"real": 2, "procedural": 0, "splat": 0}
+
+
+def test_packed_worlds_are_clips_with_a_photo_at_every_frame(
+    walk: PackedScene, tmp_path: Path, rng: torch.Generator
+) -> None:
+    world = pack_world(
+        4, torch.rand(2, 3, 64, 64), long_side=48, num_frames=9, texture_size=64, config=FAST
+    )
+    assert len(world) == 13
+    assert write_pack((walk, world), tmp_path / "mixed.pack") > 0
+    scenes = read_pack(tmp_path / "mixed.pack")
+    assert [s.name for s in scenes] == ["walk", world.name]
+    torch.testing.assert_close(scenes[1].depth, world.depth)
+    assert scenes[1].jpegs == world.jpegs
+    real, worlds = split_pool(scenes, PairLimits(), 5)
+    assert [s.name for s in real.scenes] == ["walk"]
+    for plan in worlds.draw(20, 5, rng):
+        for path in plan.paths:
+            assert len(set(path.frames)) == 5
 
 
 def test_crops_come_from_the_photos(walk: PackedScene, rng: torch.Generator) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from fvgen_recon.distill.pack import PackedScene, pack_folder, write_pack
+from fvgen_recon.distill.pack import PackedScene, pack_folder, read_pack, write_pack
 from fvgen_recon.distill.source import pack_world, photo_crops
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.judge import pack_features
@@ -45,19 +45,31 @@ class Arguments:
     """Of the worlds."""
 
 
+def _render(seed: int, folder: Path, photos: torch.Tensor, args: Arguments) -> Path:
+    """Render a world into a file of its own, unless it is there from an earlier try."""
+    path = folder / f"{seed}.pack"
+    if not path.is_file():
+        world = pack_world(seed, photos, long_side=args.long_side, quality=args.quality)
+        write_pack([world], path)
+    return path
+
+
 def render_worlds(scenes: list[PackedScene], args: Arguments) -> list[PackedScene]:
-    """Render procedural worlds in several processes."""
+    """Render procedural worlds in several processes; run again, it goes on where it stopped."""
+    assert args.out is not None
+    folder = args.out.with_suffix(".worlds")
+    folder.mkdir(parents=True, exist_ok=True)
     photos = photo_crops(scenes, 200, 256, torch.Generator().manual_seed(args.seed))
-    work = partial(pack_world, photos=photos, long_side=args.long_side, quality=args.quality)
+    work = partial(_render, folder=folder, photos=photos, args=args)
     seeds = range(1000 * args.seed, 1000 * args.seed + args.worlds)
     context = get_context("spawn")
     worlds = []
     with ProcessPoolExecutor(
         args.workers, context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for world in pool.map(work, seeds):
-            worlds.append(world)
-            print(f"{len(worlds)} of {args.worlds}: {world.name}", flush=True)
+        for path in pool.map(work, seeds):
+            worlds += read_pack(path)
+            print(f"{len(worlds)} of {args.worlds}: {worlds[-1].name}", flush=True)
     return worlds
 
 

@@ -26,7 +26,7 @@ from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.cast import Cast, make_cast
 from fvgen_recon.distill.clip import ClipBank, write_bank
 from fvgen_recon.distill.pack import PackedScene, read_pack
-from fvgen_recon.distill.pair import ClipPlan, evaluation_plans, training_plans
+from fvgen_recon.distill.pair import ClipPlan, evaluation_plans
 from fvgen_recon.distill.pretrain import (
     Perceptual,
     PretrainConfig,
@@ -34,6 +34,7 @@ from fvgen_recon.distill.pretrain import (
     plain_sources,
     pretrain,
 )
+from fvgen_recon.distill.source import BankConfig, Worker, write_mixed_bank
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.student import (
@@ -132,7 +133,6 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     if num_workers > 1:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
-    shape = {"crop": recipe.crop, "device": device}
     if worker == 0:
         val = read_pack(args.val)
         write_bank(
@@ -140,23 +140,21 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
             _val_plans(recipe, val),
             bank / "val",
             recipe.estimator,
+            crop=recipe.crop,
             num_crops=1,
+            device=device,
             seed=None,
-            **shape,
         )
-    scenes = read_pack(args.train)
-    seed = args.seed * 1000 + worker + 1
-    count = -(-(args.num_plans or recipe.num_plans) // num_workers)
-    plans = training_plans(scenes, count, recipe.num_frames, recipe.limits, seed)
-    write_bank(
-        scenes,
-        plans,
-        bank / "train",
-        recipe.estimator,
+    config = BankConfig(
+        shares=recipe.shares,
+        num_plans=args.num_plans or recipe.num_plans,
+        num_frames=recipe.num_frames,
+        crop=recipe.crop,
         num_crops=recipe.num_crops,
-        seed=seed,
-        **shape,
+        limits=recipe.limits,
     )
+    share = Worker(index=worker, count=num_workers, device=device, seed=args.seed + 1)
+    write_mixed_bank(read_pack(args.train), bank / "train", recipe.estimator, config, share)
 
 
 def _start_workers(args: Arguments, bank: Path) -> Sequence[BaseProcess]:

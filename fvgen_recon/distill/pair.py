@@ -257,14 +257,6 @@ def pool_pairs(scenes: tuple[PackedScene, ...], limits: PairLimits) -> PairPool:
     return PairPool(scenes=scenes, limits=limits, bins=bins)
 
 
-def training_plans(
-    scenes: tuple[PackedScene, ...], count: int, num_frames: int, limits: PairLimits, seed: int
-) -> list[ClipPlan]:
-    """Draw clips: gaps evenly over the three bins, scenes by the square root of their pairs."""
-    rng = torch.Generator().manual_seed(seed)
-    return pool_pairs(scenes, limits).draw(count, num_frames, rng)
-
-
 def _paths_between(
     scene: PackedScene, inputs: tuple[int, ...], num_frames: int, limits: PairLimits
 ) -> tuple[PathPlan, ...]:

@@ -10,6 +10,7 @@ from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings,
 from fvgen_recon.distill.losses import Divergence
 from fvgen_recon.distill.pair import PairLimits
 from fvgen_recon.distill.pretrain import PretrainConfig
+from fvgen_recon.distill.source import SourceShares
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
@@ -35,6 +36,8 @@ class CompactRecipe:
     num_views: int
     """Input photos in validation."""
     limits: PairLimits
+    shares: SourceShares
+    """Where training clips come from."""
     estimator: PointCloudEstimator
     """Source of the clouds that clips are rendered from: that of inference."""
     stages: tuple[PretrainConfig | DistilConfig, ...]
@@ -97,6 +100,7 @@ def full() -> CompactRecipe:
         clips_per_scene=6,
         num_views=3,
         limits=PairLimits(),
+        shares=SourceShares(real=0.75, procedural=0.25, splat=0.0),
         estimator=LearnedStereo(),
         stages=(
             PretrainConfig(name="regression", seconds=160.0, perceptual_weight=0.4),
@@ -121,6 +125,7 @@ def debug() -> CompactRecipe:
         clips_per_scene=1,
         num_views=3,
         limits=PairLimits(),
+        shares=SourceShares(real=1.0, procedural=0.0, splat=0.0),
         estimator=PlaneSweep(),
         stages=(
             PretrainConfig(

@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from video_rig import wait
 
 KINDS = {
-    "convolution": r"fprop|dgrad|conv|implicit",
     "attention": r"flash|fmha|attention|sdpa",
+    "change of layout": r"nchwtonhwc|nhwctonchw",
+    "convolution": r"fprop|dgrad|conv|implicit",
     "matrix product": r"nvjet|gemm|cublas|splitk|addmm|linear|mm_",
     "reduction": r"triton_(red|per)|reduce|norm",
     "elementwise": r"triton_poi|elementwise|vectorized|copy|cat|upsample",
@@ -49,6 +50,24 @@ def kernel_shares(work: Callable[[], Any]) -> dict[str, Any]:
         "calls": sum(count for _, count in names.values()),
         "longest": {name: {"ms": ms, "calls": count} for name, (ms, count) in longest},
     }
+
+
+def operator_shares(work: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Return the operators that take the most, by the shapes of their inputs."""
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, record_shapes=True) as trace:
+        work()
+        wait()
+    rows = []
+    for event in trace.key_averages(group_by_input_shape=True):
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if event.key.startswith("aten::") and spent:
+            shapes = [shape for shape in event.input_shapes if len(shape) > 1]
+            rows.append(
+                {"name": event.key, "shapes": shapes, "ms": spent / 1e3, "calls": event.count}
+            )
+    return sorted(rows, key=lambda row: -row["ms"])[:_SHOWN]
 
 
 def _milliseconds(event: FunctionEvent, on_gpu: bool) -> float:

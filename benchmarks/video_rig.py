@@ -1,7 +1,8 @@
 """What the video model's benchmark measures: a pipeline with random weights, and its parts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ class Rig:
     """A student pipeline with random weights and one clip of noise to run it on."""
 
     def __init__(self, shape: Shape, device: torch.device, *, small: bool) -> None:
-        self.device, self.first_shape = device, shape
+        self.device = device
         self.pipeline = make_pipeline(device, small=small)
         self.use_shape(shape)
         self._calibrate()
@@ -183,6 +184,18 @@ def make_guidance(shape: Shape, device: torch.device) -> Guidance:
         anchors=(Anchor(frame=0, view=0), Anchor(frame=shape.frames - 1, view=1)),
         reference=frames[0],
     ).to(device)
+
+
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """No search for the fastest convolutions, which takes minutes in float32, and no TF32."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
 
 
 def timed(work: Callable[[], Any], repeats: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ Usage:
     python benchmarks/video_speed.py --out video.json --small  # the same code on a CPU
 """
 
+import gc
 import json
 import math
 import os
@@ -23,24 +24,31 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from video_profile import kernel_shares
+from torch import Tensor
+from video_profile import kernel_shares, operator_shares
 from video_rig import (
     Rig,
     Shape,
     matrix_rate,
     operations,
     peak_gib,
+    plain_convolutions,
     psnr,
     relative_error,
     timed,
     wait,
 )
+from video_variants import (
+    attention_ways,
+    layer_ways,
+    picture_attention_ways,
+    projection_ways,
+    upsampling_ways,
+)
 
 from fvgen_recon.diffusion.sampler import SampleStep
 from fvgen_recon.diffusion.viewcrafter.kernel import save_kernels
-from fvgen_recon.diffusion.viewcrafter.upsample import MergedUpsample
+from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
 from fvgen_recon.io.file import write_json
 
 START = time.perf_counter()
@@ -53,8 +61,8 @@ class Options:
     out: Path
     """JSON file with the results."""
     parts: str = (
-        "reference,eager,eager_teacher,upsampling,compiled,profile,compiled_teacher,precision,"
-        "start,memory,large,graph,attention,released"
+        "eager,eager_teacher,compiled,profile,compiled_teacher,precision,graph,kernels,start,"
+        "layers,memory,released,low_memory,large"
     )
     """Parts in the order in which they run; see their docstrings."""
     frames: int = 16
@@ -67,11 +75,11 @@ class Options:
     """Timed repetitions of each part of the model."""
     teacher_steps: int = 50
     """Steps of the teacher."""
-    limit: float = 330.0
+    limit: float = 400.0
     """Seconds after which no part begins."""
     mode: str = "default"
     """Mode of `torch.compile`."""
-    upsampling: Literal["measure", "merged", "plain"] = "measure"
+    upsampling: Literal["merged", "plain"] = "merged"
     """Whether doubling and the convolution after it become one operation when compiled."""
     small: bool = False
     """A narrow network, few repetitions, small frames: to try the script without a GPU."""
@@ -99,24 +107,18 @@ class Benchmark:
     def __init__(self, options: Options, device: torch.device, report: Report) -> None:
         self.options, self.device, self.report = options, device, report
         shape = Shape(frames=options.frames, height=options.height, width=options.width)
+        self.shape = shape
         self.rig = Rig(shape, device, small=options.small)
         self.dtype = torch.bfloat16
         self.steps: list[SampleStep] = []
         self.outputs: dict[str, list[Tensor]] = {}
         self.frames: dict[str, Tensor] = {}
         self.merge = options.upsampling != "plain"
-        if "reference" not in options.parts.split(","):
-            self.rig.pipeline.to(self.dtype)
-
-    def reference(self) -> None:
-        """Run the student in float32, then cast all networks to bfloat16."""
-        torch.backends.cudnn.allow_tf32 = False
-        self.frames["float32"] = self.rig.student(self.steps.append).cpu()
-        self._record("float32")
         self.rig.pipeline.to(self.dtype)
 
     def eager(self) -> None:
         """Time each part and the student without compilation; count operations."""
+        torch.backends.cudnn.benchmark = True
         rig, repeats = self.rig, max(2, self.options.repeats // 2)
         for name in ("encode", "unet", "decode", "student"):
             self.report.add("eager", **{name: timed(getattr(rig, name), repeats)})
@@ -126,32 +128,12 @@ class Benchmark:
         size = 256 if self.options.small else 8192
         self.report.add("card", matrix_rate=matrix_rate(self.device, size))
         self.report.add("eager", student_memory=peak_gib(rig.student))
-        self._record("eager")
 
     def eager_teacher(self) -> None:
         """Time the teacher without compilation, both branches of guidance as one batch."""
         self.rig.teacher(2, batched=True)
         work = lambda: self.rig.teacher(self.options.teacher_steps, batched=True)  # noqa: E731
         self.report.add("eager", teacher=timed(work, 2))
-
-    def upsampling(self) -> None:
-        """Choose between doubling with a convolution and one transposed convolution."""
-        scale, totals = 1, {"plain": 0.0, "merged": 0.0}
-        decoder = self.rig.pipeline.vae.decoder
-        for block in decoder.up_blocks:
-            for plain in block.upsamplers or ():
-                size = (self.options.height // 8 * scale, self.options.width // 8 * scale)
-                x = torch.randn(self.options.frames, plain.channels, *size, device=self.device)
-                x = x.to(self.dtype, memory_format=torch.channels_last)
-                fast = nn.Sequential(MergedUpsample(plain), _Last()).to(
-                    memory_format=torch.channels_last
-                )
-                totals["merged"] += _quick(fast, x)
-                totals["plain"] += _quick(plain, x)
-                scale *= 2
-        if self.options.upsampling == "measure":
-            self.merge = totals["merged"] < totals["plain"]
-        self.report.add("upsampling", **{f"{k}_s": v for k, v in totals.items()})
 
     def compiled(self) -> None:
         """Compile, and time each part and the student again."""
@@ -170,8 +152,11 @@ class Benchmark:
         self.report.add("compiled", clip=timed(rig.clip, self.options.repeats // 2))
 
     def profile(self) -> None:
-        """Say which kinds of kernels take the time of one student's clip."""
-        self.report.add("kernels", **kernel_shares(self.rig.student))
+        """Say which kinds of kernels take the time of each part of one student's clip."""
+        for name in ("encode", "unet", "decode", "student"):
+            self.report.add("kernels", **{name: kernel_shares(getattr(self.rig, name))})
+        for name in ("encode", "unet", "decode"):
+            self.report.add("operators", **{name: operator_shares(getattr(self.rig, name))})
 
     def compiled_teacher(self) -> None:
         """Time the compiled teacher, the branches of guidance in turn."""
@@ -188,10 +173,17 @@ class Benchmark:
 
     def precision(self) -> None:
         """Compare outputs of each step, and frames, in float32, bfloat16 and compiled."""
-        if not self.steps:
-            raise RuntimeError("The part `precision` needs the part `reference`.")
-        self._record("compiled")
-        for a, b in (("eager", "float32"), ("compiled", "float32"), ("compiled", "eager")):
+        with plain_convolutions():
+            rig = Rig(self.shape, self.device, small=self.options.small)
+            self.frames["float32"] = rig.student(self.steps.append).cpu()
+            self._record("float32", rig)
+            rig.pipeline.to(self.dtype)
+            self._record("eager", rig)
+        compared = [("eager", "float32")]
+        if "compiled" in self.report.content:
+            self._record("compiled", self.rig)
+            compared += [("compiled", "float32"), ("compiled", "eager")]
+        for a, b in compared:
             pairs = zip(self.outputs[a], self.outputs[b], strict=True)
             self.report.add(
                 f"{a}_against_{b}",
@@ -216,7 +208,6 @@ class Benchmark:
             cold = sum(results[name]["first_s"] for name in names)
             self.report.add("start", cold_first_clip_s=cold)
             command = [sys.executable, __file__, *sys.argv[1:], "--start-with", str(kernels)]
-            command += ["--upsampling", "merged" if self.merge else "plain"]
             cache = {
                 "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache",
                 "TRITON_CACHE_DIR": f"{folder}/t",
@@ -232,84 +223,95 @@ class Benchmark:
             self.report.add("start", **json.loads(done.stdout.splitlines()[-1]))
 
     def memory(self) -> None:
-        """Measure the most memory of whole pipeline calls, also in the low-memory modes."""
-        pipeline = self.rig.pipeline
+        """Measure the most memory of a whole compiled pipeline call."""
         self.report.add("memory", compiled_clip=peak_gib(self.rig.clip))
-        with torch.compiler.set_stance("force_eager"):
-            pipeline.enable_vae_slicing()
-            pipeline.enable_feed_forward_chunking()
-            self.report.add("memory", low_memory_clip=peak_gib(self.rig.clip))
-            self.report.add("memory", low_memory_seconds=timed(self.rig.clip, 2))
-            pipeline.disable_vae_slicing()
-            pipeline.disable_feed_forward_chunking()
+
+    def low_memory(self) -> None:
+        """Measure a plain call in the modes that save memory."""
+        self._begin_anew().to(self.dtype)
+        self.rig.pipeline.enable_vae_slicing()
+        self.rig.pipeline.enable_feed_forward_chunking()
+        self.report.add("memory", low_memory_clip=peak_gib(self.rig.clip))
+        self.report.add("memory", low_memory_seconds=timed(self.rig.clip, 2))
 
     def large(self) -> None:
         """Run the student on 25 frames of 576x1024, without compilation."""
         small = self.options.small
         shape = Shape(frames=25, height=32 if small else 576, width=32 if small else 1024)
+        self._begin_anew().to(self.dtype)
         self.rig.use_shape(shape)
-        with torch.compiler.set_stance("force_eager"):
-            self.report.add("large", clip=timed(self.rig.clip, 1))
-            self.report.add("large", memory=peak_gib(self.rig.clip))
-        self.rig.use_shape(self.rig.first_shape)
+        self.report.add("large", clip=timed(self.rig.clip, 1))
+        self.report.add("large", memory=peak_gib(self.rig.clip))
 
     def graph(self) -> None:
-        """Replay one compiled evaluation as a CUDA graph."""
+        """Replay parts as CUDA graphs: what is left without the host's work."""
         if self.device.type != "cuda":
             return
-        graph = torch.cuda.CUDAGraph()
-        self.rig.unet()
-        wait()
-        with torch.cuda.graph(graph):
-            self.rig.unet()
-        self.report.add("graph", unet=timed(graph.replay, self.options.repeats))
+        works = {
+            "encode": lambda: self.rig.pipeline.vae.encode(self.pictures()),
+            "unet": self.rig.unet,
+            "decode": self.rig.decode,
+        }
+        for name, work in works.items():
+            graph = torch.cuda.CUDAGraph()
+            with torch.no_grad():
+                work()
+                wait()
+                with torch.cuda.graph(graph):
+                    work()
+            self.report.add("graph", **{name: timed(graph.replay, self.options.repeats)})
 
-    def attention(self) -> None:
-        """Time the kernels of attention on the two largest kinds: in a frame, and along frames."""
+    def pictures(self) -> Tensor:
+        """Images as the autoencoder takes them."""
+        return (2 * self.rig.guidance.frames - 1).to(self.dtype)
+
+    def kernels(self) -> None:
+        """Time other ways to compute attention and projections."""
         if self.device.type != "cuda":
             return
-        pixels, frames = self.options.height * self.options.width // 64, self.options.frames
-        tokens = torch.randn(frames, pixels, 5, 64, device=self.device, dtype=self.dtype)
-        kinds = {"in_frame": tokens.transpose(1, 2), "along_frames": tokens.permute(1, 2, 0, 3)}
-        backends = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
-        for kind, x in kinds.items():
-            for backend in backends:
-                with sdpa_kernel(getattr(SDPBackend, backend)):
-                    work = lambda x=x: nn.functional.scaled_dot_product_attention(x, x, x)  # noqa: E731
-                    self.report.add("attention", **{f"{kind}_{backend.lower()}": timed(work, 10)})
+        for ways in (upsampling_ways, attention_ways, projection_ways, picture_attention_ways):
+            for name, result in ways(self.rig):
+                self.report.add("ways", **{name: result})
+
+    def layers(self) -> None:
+        """Time other ways to compile layers, as long as there is time."""
+        for name, work in layer_ways(self.rig):
+            if time.perf_counter() - START + ESTIMATES["layer"] > self.options.limit:
+                self.report.add("left_out", **{name: "no time left"})
+                continue
+            try:
+                self.report.add("ways", **{name: work()})
+            except Exception as error:  # Other ways may work.
+                self.report.add("failed", **{name: f"{type(error).__name__}: {str(error)[:300]}"})
 
     def released(self) -> None:
         """Time the teacher as it was released: float32 weights, float16 autocast, not compiled."""
-        self.rig.pipeline.to(torch.float32)
-        steps = self.options.teacher_steps
-        with (
-            torch.compiler.set_stance("force_eager"),
-            torch.autocast(self.device.type, torch.float16),
-        ):
+        self._begin_anew()
+        with torch.autocast(self.device.type, torch.float16):
             self.report.add("released", unet=timed(self.rig.unet, 5))
             began = time.perf_counter()
-            self.rig.teacher(steps, batched=False)
+            self.rig.teacher(self.options.teacher_steps, batched=False)
             wait()
             self.report.add("released", teacher_s=time.perf_counter() - began)
 
-    def _record(self, name: str) -> None:
+    def _begin_anew(self) -> FVGenPipeline:
+        """Give up the compiled model and build a plain one, in float32."""
+        del self.rig
+        torch.compiler.reset()
+        gc.collect()
+        with plain_convolutions():
+            self.rig = Rig(self.shape, self.device, small=self.options.small)
+        return self.rig.pipeline
+
+    def _record(self, name: str, rig: Rig) -> None:
         """Evaluate each step at the float32 trajectory's latents, and the student as a whole."""
-        if not self.steps:
-            return
-        before = [self.rig.latents, *(step.x for step in self.steps[:-1])]
+        before = [rig.latents, *(step.x for step in self.steps[:-1])]
         self.outputs[name] = [
-            self.rig.unet(x_t, step.t).cpu() for x_t, step in zip(before, self.steps, strict=True)
+            rig.unet(x_t, step.t).cpu() for x_t, step in zip(before, self.steps, strict=True)
         ]
         if name not in self.frames:
-            self.frames[name] = self.rig.student().cpu()
-        self.frames[f"{name} decoding"] = self.rig.decode(self.steps[-1].x0).cpu()
-
-
-class _Last(nn.Module):
-    """Keeps a channels-last layout."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
+            self.frames[name] = rig.student().cpu()
+        self.frames[f"{name} decoding"] = rig.decode(self.steps[-1].x0).cpu()
 
 
 ESTIMATES = {
@@ -317,14 +319,13 @@ ESTIMATES = {
     "start": 60.0,
     "eager_teacher": 25.0,
     "compiled_teacher": 16.0,
-    "released": 18.0,
+    "released": 28.0,
+    "precision": 25.0,
+    "large": 28.0,
+    "low_memory": 15.0,
+    "layer": 15.0,
 }
 """Seconds that long parts take on one H100; others take less than 10."""
-
-
-@torch.no_grad()
-def _quick(module: nn.Module, x: Tensor) -> float:
-    return timed(lambda: module(x), 5)["median_s"]
 
 
 def run_parts(benchmark: Benchmark, options: Options, report: Report) -> None:

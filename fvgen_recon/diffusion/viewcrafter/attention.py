@@ -61,6 +61,38 @@ class FrameAttention:
         return attn.to_out[1](attn.to_out[0](rows.flatten(3).flatten(0, 1)))
 
 
+class FrameKernelAttention:
+    """`FrameAttention` in one kernel: for GPUs and inference only."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "R N C"],
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        *,
+        num_frames: int,
+    ) -> Float[Tensor, "R N C"]:
+        """Attend along the frames of B clips, R = B * num_frames."""
+        from fvgen_recon.diffusion.viewcrafter.frame_kernel import frame_attention
+
+        assert encoder_hidden_states is None
+        assert attention_mask is None
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
+        parts = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        out = frame_attention(*parts, num_frames, attn.heads)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def use_frame_kernels(module: nn.Module) -> None:
+    """Let every attention along frames inside a module run as one kernel."""
+    for child in module.modules():
+        if isinstance(child, Attention) and isinstance(child.processor, FrameAttention):
+            child.set_processor(FrameKernelAttention())  # type: ignore[arg-type]
+
+
 class ContextAttention(nn.Module):
     """Attention processor of the spatial transformers' cross-attention.
 

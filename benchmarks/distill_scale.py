@@ -6,10 +6,13 @@ The `paper` recipe runs through the real trainer, on one card or, sharded, on se
     torchrun --nproc-per-node 2 benchmarks/distill_scale.py --out scale.json --steps 30
 
 An iteration is five updates of the judges and one of the student. Results are written after each
-one. `benchmarks/distill_cards.py` runs and compares several of these.
+one. With `--breakdown` one more iteration of each stage is taken apart, and the kernels of one
+update are listed. `--variants` measures several ways of running one after the other.
+`benchmarks/distill_cards.py` runs and compares several of these.
 """
 
 import copy
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,18 +24,23 @@ import torch
 import torch.distributed as dist
 import tyro
 from jaxtyping import Float
+from stopwatch import Stopwatch, now
 from torch import Tensor, nn
+from video_profile import kernel_shares
 
 from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import ViewCrafterSchedule
 from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
+from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels, save_kernels
 from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
-from fvgen_recon.distill.config import TrainSettings
+from fvgen_recon.distill.config import PhaseSettings, TrainSettings
 from fvgen_recon.distill.data import MemoryClips, TrainingBatch
 from fvgen_recon.distill.ensemble import Networks
 from fvgen_recon.distill.parallel import Processes, gather, mean_over_processes, start_processes
-from fvgen_recon.distill.timeline import cycle_length
+from fvgen_recon.distill.randomness import StepRng
+from fvgen_recon.distill.role import TrainedRole
+from fvgen_recon.distill.timeline import Place, cycle_length
 from fvgen_recon.distill.tracker import Progress
 from fvgen_recon.distill.trainer import Trainer
 from fvgen_recon.io.file import write_json
@@ -44,6 +52,14 @@ WIDTHS = {
     "tiny": ((32, 64, 64, 64), 8),
 }
 """Widths of the levels and of an attention head."""
+
+VARIANTS: Mapping[str, Mapping[str, bool]] = {
+    "recomputed": {"checkpointing": True, "compile_blocks": False},
+    "stored": {"checkpointing": False, "compile_blocks": False},
+    "compiled": {"checkpointing": False, "compile_blocks": True},
+    "compiled-recomputed": {"checkpointing": True, "compile_blocks": True},
+}
+"""Ways of running that `--variants` knows."""
 
 TOKENS, TOKEN_WIDTH = 77 + 256, 1024
 MIN_ITERATIONS = 2
@@ -75,6 +91,14 @@ class Options:
     """Compile the networks' blocks."""
     checkpointing: bool = True
     """Recompute activations in the backward pass."""
+    variants: str = ""
+    """Names of `VARIANTS`, in order; each writes a file of its own beside `out`."""
+    stages: str = "gan,dmd"
+    """Which stages to run."""
+    breakdown: bool = False
+    """Take one more iteration of each stage apart."""
+    kernels: Path | None = None
+    """File of compiled kernels: loaded where it exists, written at the end."""
     budget_s: float = 1e9
     """Seconds for the iterations; each stage is cut short at its half of them."""
     stop_at: int | None = None
@@ -90,6 +114,11 @@ class Options:
     """When all iterations are done, go on from that checkpoint to the end of the run."""
     cpu: bool = False
     """Compute on the CPU, in float32."""
+
+    @property
+    def extra_steps(self) -> int:
+        """Iterations of each stage that are taken apart and not counted."""
+        return 2 if self.breakdown else 0
 
 
 class LastNumbers:
@@ -112,9 +141,34 @@ class LastNumbers:
 class MeasuredTrainer(Trainer):
     """The trainer, which writes a checkpoint only when told: one at full size has 40 GB."""
 
+    stopwatch = Stopwatch()
+
     def save(self) -> Path:
         """Write nothing at the end of each stretch."""
         return self._folder
+
+    def watch_all(self) -> None:
+        """Time the forwards of all networks."""
+        for name, module in self.ensemble.wrapped.items():
+            self.stopwatch.watch(name, module)
+        assert self.ensemble.teacher is not None
+        self.stopwatch.watch("teacher", self.ensemble.teacher)
+
+    def _backward(self, loss: Tensor) -> None:
+        with self.stopwatch.section("backward"):
+            super()._backward(loss)
+
+    def _step_optimizer(self, role: TrainedRole, phase: PhaseSettings, place: Place) -> None:
+        with self.stopwatch.section(f"{role} clip and optimizer"):
+            super()._step_optimizer(role, phase, place)
+
+    def _draw(self, tick: int, part: int, seed: int) -> tuple[TrainingBatch, StepRng]:
+        with self.stopwatch.section("data"):
+            return super()._draw(tick, part, seed)
+
+    def _after_step(self, phase: PhaseSettings, place: Place, *, last: bool) -> None:
+        with self.stopwatch.section("average and report"):
+            super()._after_step(phase, place, last=last)
 
     def write(self) -> Path:
         """Write a checkpoint."""
@@ -127,11 +181,12 @@ def train_settings(options: Options) -> TrainSettings:
     phases = tuple(
         replace(
             phase,
-            num_steps=options.steps,
+            num_steps=options.steps + options.extra_steps,
             judge_turns=options.judge_turns,
             calibrate=min(2, phase.calibrate),
         )
         for phase in train.phases
+        if phase.name in options.stages.split(",")
     )
     return replace(
         train,
@@ -206,6 +261,7 @@ class Measurement:
             processes=self.processes,
             trackers=[self.numbers],
         )
+        self.trainer.watch_all()
         student = self.trainer.ensemble.plain["student"]
         shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         self.results |= {
@@ -238,7 +294,7 @@ class Measurement:
         for phase in self.settings.phases:
             length = cycle_length(phase)
             inside = max(0, self.trainer.tick - first)
-            todo = phase.num_steps - inside // length
+            todo = self.options.steps - inside // length
             if todo > 0:
                 self.stage(phase.name + suffix, length, todo)
                 # Where the time was up the rest of the stage is left out.
@@ -248,23 +304,41 @@ class Measurement:
     def stage(self, name: str, length: int, todo: int) -> None:
         """Run iterations of one stage."""
         self.reset_peak()
-        self.results["stages"][name] = entry = {"seconds": [], "scalars": []}
+        entry: dict[str, Any] = {"seconds": [], "scalars": []}
+        self.results["stages"][name] = entry
         start = time.perf_counter()
         for done in range(todo):
             if self.stopped() or (done >= MIN_ITERATIONS and self.late(start)):
                 break
-            before = self.now()
+            before = now()
             self.trainer.run(stop_after=length)
-            entry["seconds"].append(self.now() - before)
+            entry["seconds"].append(now() - before)
             entry["scalars"].append(dict(self.numbers.scalars))
             warm = entry["seconds"][1:] or entry["seconds"]
             entry |= {"median_s": float(np.median(warm)), "peak_gib": self.peak()}
             self.keep()
             if self.trainer.tick // length == self.options.save_at:
                 self.write()
+        if self.options.breakdown:
+            self.take_apart(entry, length)
         if self.processes.is_main:
-            shown = {k: v for k, v in entry.items() if not isinstance(v, list)}
+            shown = {k: v for k, v in entry.items() if not isinstance(v, (list, dict))}
             print(f"{name}: {len(entry['seconds'])} iterations, {shown}", flush=True)
+
+    def take_apart(self, entry: dict[str, Any], length: int) -> None:
+        """Time the parts of one iteration, and list the kernels of an update of the judges."""
+        stopwatch = self.trainer.stopwatch
+        stopwatch.is_on = True
+        parts: dict[str, Any] = {}
+        for name, count in (("judges", length - 1), ("student", 1)):
+            before = now()
+            self.trainer.run(stop_after=count)
+            parts[name] = {"s": now() - before, "updates": count, "parts": stopwatch.read()}
+        stopwatch.is_on = False
+        entry["breakdown"] = parts
+        self.keep()
+        entry["kernels_of_judges"] = kernel_shares(lambda: self.trainer.run(stop_after=1))
+        self.keep()
 
     def stopped(self) -> bool:
         """Tell whether the run was to end here."""
@@ -279,9 +353,9 @@ class Measurement:
 
     def write(self) -> None:
         """Write a checkpoint and say how long it took."""
-        start = self.now()
+        start = now()
         folder = self.trainer.write()
-        self.results["checkpoint_s"] = self.now() - start
+        self.results["checkpoint_s"] = now() - start
         if self.processes.is_main:
             size = sum(f.stat().st_size for f in folder.iterdir())
             self.results["checkpoint_gb"] = size / 1e9
@@ -289,20 +363,14 @@ class Measurement:
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint that any number of cards wrote."""
-        start = self.now()
+        start = now()
         self.trainer._folder = folder / "checkpoints"
         assert self.trainer.resume(), f"no checkpoint in {folder}"
-        self.results |= {"resume_s": self.now() - start, "resumed_at_tick": self.trainer.tick}
+        self.results |= {"resume_s": now() - start, "resumed_at_tick": self.trainer.tick}
         if self.options.folder is not None:
             self.trainer._folder = self.options.folder / "checkpoints"
             self.write()
         self.keep()
-
-    def now(self) -> float:
-        """Return the time when the device is done."""
-        if self.processes.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def reset_peak(self) -> None:
         """Measure memory from here on."""
@@ -324,15 +392,37 @@ class Measurement:
             write_json(self.options.out, self.results)
 
 
-def main(options: Options) -> None:
-    """Measure, and say what it implies for the paper's recipe."""
-    processes = start_processes(cpu=options.cpu)
+def measure(options: Options, processes: Processes) -> None:
+    """Measure one way of running, and say what it implies for the paper's recipe."""
     measurement = Measurement(options, processes)
-    measurement.run()
+    try:
+        measurement.run()
+    except torch.OutOfMemoryError as error:
+        if processes.count > 1:
+            raise
+        measurement.results["out_of_memory"] = str(error)
+        measurement.keep()
     stages = measurement.results["stages"]
-    if processes.is_main and {"gan", "dmd"} <= stages.keys():
+    if processes.is_main and all("median_s" in stages.get(name, {}) for name in ("gan", "dmd")):
         hours = (4000 * stages["gan"]["median_s"] + 5000 * stages["dmd"]["median_s"]) / 3600
         print(f"4,000 + 5,000 iterations of this many clips: {hours:.1f} h", flush=True)
+
+
+def main(options: Options) -> None:
+    """Measure all variants, or the one that the options describe."""
+    processes = start_processes(cpu=options.cpu)
+    if options.kernels is not None and options.kernels.is_file():
+        load_kernels(options.kernels)
+    for name in filter(None, options.variants.split(",")):
+        path = options.out.with_name(f"{options.out.stem}-{name}.json")
+        measure(replace(options, out=path, **VARIANTS[name]), processes)
+        gc.collect()
+        if options.kernels is not None and processes.is_main and "compiled" in name:
+            save_kernels(options.kernels)
+    if not options.variants:
+        measure(options, processes)
+        if options.kernels is not None and processes.is_main and options.compile_blocks:
+            save_kernels(options.kernels)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -119,6 +119,38 @@ class VideoBackbone(Protocol):
 
 
 @runtime_checkable
+class FeatureBackbone(Protocol):
+    """A backbone that can give its mid features without computing the rest."""
+
+    def features(
+        self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
+    ) -> tuple[Tensor, ...]:
+        """Return the mid features that a call with `return_mid` returns."""
+        ...
+
+
+@runtime_checkable
+class PartedBackbone(Protocol):
+    """A backbone that knows which of its parts are best compiled one by one."""
+
+    def compile_parts(self) -> None:
+        """Compile them, in place; weights and their names stay."""
+        ...
+
+
+def mid_features(
+    backbone: nn.Module,
+    x_t: Float[Tensor, "B C T h w"],
+    t: Shaped[Tensor, "B"],
+    condition: Condition,
+) -> tuple[Tensor, ...]:
+    """Return the mid features of a backbone, with no more work than it needs for them."""
+    if isinstance(backbone, FeatureBackbone):
+        return backbone.features(x_t, t, condition)
+    return backbone(x_t, t, condition, return_mid=True)[1]
+
+
+@runtime_checkable
 class Codec(Protocol):
     """Between frames and latents, and from guidance to a condition."""
 

@@ -16,7 +16,7 @@ from fvgen_recon.distill.config import TrainSettings
 from fvgen_recon.distill.parallel import (
     Processes,
     checkpoint_activations,
-    compile_blocks,
+    compile_parts,
     local,
     replicate,
     shard,
@@ -80,13 +80,12 @@ class Ensemble:
     ) -> dict[TrainedRole, nn.Module]:
         backbones = [m for n, m in self.plain.items() if n != "disc"]
         everything = [*backbones, self.ema, *([self.teacher] if self.teacher is not None else [])]
-        if settings.activation_checkpointing:
-            # The teacher too: gradients of the adversarial loss pass through it.
-            for module in everything:
+        for module in everything:
+            if settings.compile_blocks:
+                compile_parts(module)
+            if settings.activation_checkpointing:
+                # The teacher too: gradients of the adversarial loss pass through it.
                 checkpoint_activations(module)
-        if settings.compile_blocks:
-            for module in everything:
-                compile_blocks(module)
         if not self._sharded:
             return {name: replicate(module, processes) for name, module in self.plain.items()}
         if any(not p.requires_grad for m in backbones for p in m.parameters()):

@@ -4,7 +4,7 @@ Start with `torchrun` or `accelerate launch`, on one machine or many; both are u
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from fvgen_recon.diffusion.backbone import FeatureBackbone, PartedBackbone
 from fvgen_recon.errors import MissingDependencyError
+
+_MOST_SHAPES = 256
+"""Shapes and modes that a kind of part is compiled for before PyTorch stops compiling it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +77,16 @@ def checkpoint_activations(module: nn.Module) -> None:
         block.forward = recomputed
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compile the blocks of a network: far quicker than compiling it whole, nearly as fast."""
+def compile_parts(module: nn.Module) -> None:
+    """Compile the parts of a network one by one: minutes less than the whole network at once."""
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(getattr(config, limit), _MOST_SHAPES))
+    if isinstance(module, PartedBackbone):
+        module.compile_parts()
+        return
     for block in blocks(module):
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def replicate(module: nn.Module, processes: Processes) -> nn.Module:
@@ -98,7 +108,11 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
         MissingDependencyError: This PyTorch has no FSDP2.
     """
     try:
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import (
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
     except ImportError as error:
         raise MissingDependencyError(
             "parallel 'fsdp' needs PyTorch 2.6 or newer: update it, or use 'ddp'."
@@ -117,6 +131,8 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
     # By default the outermost weights stay gathered after a forward without backward, such as
     # those of backward simulation: optimizers and checkpoints would then see the wrong tensors.
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    if isinstance(module, FeatureBackbone):
+        register_fsdp_forward_method(module, "features")
 
 
 @contextmanager
@@ -135,6 +151,22 @@ def gradient_sync(modules: list[nn.Module], enabled: bool) -> Iterator[None]:
 def local(tensor: Tensor) -> Tensor:
     """Return this process' shard of a tensor, or the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def clip_gradients(weights: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale gradients down to a largest norm over all of them, and return what it was.
+
+    PyTorch's own does the same on sharded weights, but asks for each tensor's placement anew.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    parts = [local(gradient) for gradient in gradients]
+    square = torch.stack(torch._foreach_norm(parts)).square().sum()
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        dist.all_reduce(square)
+    norm = square.sqrt()
+    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def whole(tensor: Tensor) -> Tensor:

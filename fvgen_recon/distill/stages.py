@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fvgen_recon.diffusion.backbone import NoiseSchedule
+from fvgen_recon.diffusion.backbone import NoiseSchedule, mid_features
 from fvgen_recon.distill.calibration import binned_accuracy, weight_statistics
 from fvgen_recon.distill.config import (
     AnchorSettings,
@@ -252,7 +252,7 @@ def _disc_turn(
         perturbed = torch.cat([x_t, x_t + penalty.sigma * moved])
         levels, twice = torch.cat([levels, levels]), join_conditions([twice, twice])
     with torch.no_grad():
-        _, features = roles.need_teacher()(perturbed, levels, twice, return_mid=True)
+        features = mid_features(roles.need_teacher(), perturbed, levels, twice)
     logit = roles.need_disc()(features)
     real, false = logit[:num], logit[num : 2 * num]
     loss = gan_disc_loss(real, false)
@@ -308,7 +308,7 @@ def disc_logits(
         fake = student_sample(roles, batch, rng, rollout)
         t, x_t = _noised_pair(roles, batch, fake, rng, noise)
         twice = join_conditions([batch.condition, batch.condition])
-        _, features = roles.need_teacher()(x_t, torch.cat([t, t]), twice, return_mid=True)
+        features = mid_features(roles.need_teacher(), x_t, torch.cat([t, t]), twice)
         real, false = roles.frozen_logit(features).chunk(2)
     return real, false
 
@@ -325,8 +325,7 @@ def _student_logit(
     t, eps = noise.draw(rng, roles.schedule, fake), rng.normal(fake)
     x_t = roles.schedule.add_noise(fake, eps, t)
     network = roles.need_teacher() if disc_on == "teacher" else roles.need_critic()
-    _, features = network(x_t, t, batch.condition, return_mid=True)
-    return roles.frozen_logit(features)
+    return roles.frozen_logit(mid_features(network, x_t, t, batch.condition))
 
 
 def _anchor_loss(

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fvgen_recon.distill.calibration import fit_temperature
 from fvgen_recon.distill.checkpoint import (
@@ -43,9 +44,9 @@ from fvgen_recon.distill.data import ClipSource, TrainingBatch
 from fvgen_recon.distill.ensemble import Ensemble, Networks
 from fvgen_recon.distill.parallel import (
     Processes,
+    clip_gradients,
     gather,
     gradient_sync,
-    whole,
 )
 from fvgen_recon.distill.randomness import StepRng, step_rng
 from fvgen_recon.distill.role import Roles, TrainedRole, Turn
@@ -232,7 +233,7 @@ class Trainer:
             with gradient_sync(wrapped, enabled=part == num_parts - 1):
                 with self._precision():
                     losses, report = run_stage(phase.stage, roles, batch, rng, place.turn)
-                (losses.total() / num_parts).backward()
+                self._backward(losses.total() / num_parts)
             named = {f"loss/{role}": loss for role, loss in losses.named().items()}
             self._window.add({**named, **report.scalars}, report.accuracy)
         for role in active:
@@ -242,10 +243,13 @@ class Trainer:
         how, optimizer = role_optimizer(phase, role), self._optimizers[role]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(how, place.step, phase.num_steps)
-        norm = torch.nn.utils.clip_grad_norm_(self.ensemble.weights(role), how.clip_norm)
+        norm = clip_gradients(self.ensemble.weights(role), how.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._window.add({f"gradient_norm/{role}": whole(norm)})
+        self._window.add({f"gradient_norm/{role}": norm})
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def _draw(self, tick: int, part: int, seed: int) -> tuple[TrainingBatch, StepRng]:
         """Clips and noise of one forward; both depend on sample numbers, not on the process."""

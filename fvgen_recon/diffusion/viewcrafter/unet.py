@@ -188,16 +188,9 @@ class ViewCrafterUNet(ModelMixin, ConfigMixin):
             InputError: The latent size or the token count does not suit the network.
         """
         num_clips, _, num_frames = sample.shape[:3]
-        self._check(sample, context)
-        time = self.embed(timestep, fps).repeat_interleave(num_frames, dim=0)
-        x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
-        x = self.transformer_in(x, num_frames)
-        downs = [x]
-        for level in self.down_blocks:
-            downs += level(downs[-1], time, context, num_frames)
-        mid = x = self.mid_block(downs[-1], time, context, num_frames)
+        time, downs, mid = self._descend(sample, timestep, context, fps)
         ups: list[Tensor] = []
-        skips = downs[::-1]
+        x, skips = mid, downs[::-1]
         for level in self.up_blocks:
             outputs = level(x, skips, time, context, num_frames)
             skips = skips[len(outputs) :]
@@ -205,15 +198,43 @@ class ViewCrafterUNet(ModelMixin, ConfigMixin):
             x = ups[-1]
         x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         output = x.unflatten(0, (num_clips, num_frames)).transpose(1, 2)
-        if not return_mid:
-            return output, ()
-        features = {"mid": mid}
-        features |= {f"down.{i}": f for i, f in enumerate(downs)}
-        features |= {f"up.{i}": f for i, f in enumerate(ups)}
-        chosen = (features[name] for name in self.feature_layers)
-        return output, tuple(
-            f.unflatten(0, (num_clips, num_frames)).transpose(1, 2) for f in chosen
-        )
+        return output, self._chosen(downs, mid, ups, num_frames) if return_mid else ()
+
+    def features(
+        self,
+        sample: Float[Tensor, "B Ci T h w"],
+        timestep: Shaped[Tensor, "B"],
+        context: Float[Tensor, "B L D"],
+        fps: Shaped[Tensor, "B"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the features of `feature_layers` alone, and compute no more than they need."""
+        if any(name.startswith("up.") for name in self.feature_layers):
+            return self(sample, timestep, context, fps, return_mid=True)[1]
+        _, downs, mid = self._descend(sample, timestep, context, fps)
+        return self._chosen(downs, mid, [], sample.shape[2])
+
+    def _descend(
+        self, sample: Tensor, timestep: Tensor, context: Tensor, fps: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the time embedding of each frame, the skips, and the bottleneck."""
+        num_frames = sample.shape[2]
+        self._check(sample, context)
+        time = self.embed(timestep, fps).repeat_interleave(num_frames, dim=0)
+        x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
+        downs = [self.transformer_in(x, num_frames)]
+        for level in self.down_blocks:
+            downs += level(downs[-1], time, context, num_frames)
+        return time, downs, self.mid_block(downs[-1], time, context, num_frames)
+
+    def _chosen(
+        self, downs: list[Tensor], mid: Tensor, ups: list[Tensor], num_frames: int
+    ) -> tuple[Tensor, ...]:
+        """Return the features of `feature_layers` as clips."""
+        found = {"mid": mid}
+        found |= {f"down.{i}": f for i, f in enumerate(downs)}
+        found |= {f"up.{i}": f for i, f in enumerate(ups)}
+        chosen = (found[name] for name in self.feature_layers)
+        return tuple(f.unflatten(0, (-1, num_frames)).transpose(1, 2) for f in chosen)
 
     def _feature_names(self) -> list[str]:
         downs = [f"down.{i}" for i in range(self.num_down_features)]

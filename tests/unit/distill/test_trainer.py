@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unit.distill.tiny import tiny_batch, tiny_roles
 
 from fvgen_recon.diffusion.sampler import GuidanceScale
@@ -23,7 +23,7 @@ from fvgen_recon.distill.config import (
 )
 from fvgen_recon.distill.data import MemoryClips
 from fvgen_recon.distill.ensemble import Networks
-from fvgen_recon.distill.parallel import Processes
+from fvgen_recon.distill.parallel import Processes, clip_gradients
 from fvgen_recon.distill.role import Roles
 from fvgen_recon.distill.tracker import FileTracker, LineTracker, TensorBoardTracker
 from fvgen_recon.distill.trainer import Trainer
@@ -185,6 +185,20 @@ def test_recomputed_activations_change_nothing(precision: str, tmp_path: Path) -
         results.append(everything(trainer))
     for name, value in results[0].items():
         torch.testing.assert_close(value, results[1][name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("limit", [0.5, 50.0])
+def test_gradients_are_clipped_as_pytorch_does(limit: float, rng: torch.Generator) -> None:
+    weights = [[nn.Parameter(torch.zeros(n)) for n in (3, 40, 5)] for _ in range(2)]
+    for ours, theirs in zip(*weights, strict=True):
+        ours.grad = torch.randn(ours.shape, generator=rng)
+        theirs.grad = ours.grad.clone()
+    weights[0].append(nn.Parameter(torch.zeros(2)))  # Never used, hence without gradient.
+    norm = clip_gradients(weights[0], limit)
+    torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(weights[1], limit))
+    assert (norm > limit) == (limit < 1)
+    for ours, theirs in zip(*weights, strict=False):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_checkpoints_are_kept_and_complete(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_condition, make_noisy, make_unet
 
-from fvgen_recon.diffusion.backbone import VideoBackbone
+from fvgen_recon.diffusion.backbone import VideoBackbone, mid_features
 from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
 from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
 from fvgen_recon.errors import InputError
@@ -94,6 +94,21 @@ def test_features_are_selectable_and_the_bottleneck_comes_first_by_default():
     torch.testing.assert_close(last.transpose(0, 1)[None], output)
     with pytest.raises(InputError, match=r"no layer 'up\.4'"):
         unet.select_features(["up.4"])
+
+
+@pytest.mark.parametrize("layers", [["mid"], ["mid", "down.2"], ["up.1", "mid"]])
+def test_features_alone_are_those_of_the_whole_network(layers):
+    unet = make_unet()
+    unet.select_features(layers)
+    expected = _run(unet, return_mid=True)[1]
+    ran = []
+    unet.conv_out.register_forward_hook(lambda *_: ran.append(1))
+    x_t, t = make_noisy()
+    found = mid_features(ViewCrafterBackbone(unet), x_t, t, make_condition(unet))
+    assert len(found) == len(layers)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert bool(ran) == any(name.startswith("up") for name in layers)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -1,6 +1,7 @@
 """Where curves and pictures go: a JSON-lines file, a line of text, TensorBoard, W&B."""
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.errors import MissingDependencyError
+from fvgen_recon.io.file import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +121,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run.
+    """A Weights & Biases run; one that goes on in the same folder is the same run there.
 
     Raises:
         MissingDependencyError: wandb is not installed.
@@ -133,7 +135,9 @@ class WandbTracker:
                 "Tracking with W&B needs wandb: pip install 'fvgen-recon[distill]'."
             ) from error
         self._wandb = wandb
-        self._run = wandb.init(project=project, dir=str(folder))
+        self._run = wandb.init(
+            project=project, dir=str(folder), id=_run_name(folder), resume="allow"
+        )
 
     def log(self, progress: Progress) -> None:
         """Add the numbers."""
@@ -147,3 +151,11 @@ class WandbTracker:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def _run_name(folder: Path) -> str:
+    """Return the name of this folder's run, drawn once and kept there."""
+    path = folder / "wandb-run.json"
+    if not path.is_file():
+        write_json(path, {"id": uuid.uuid4().hex[:12]})
+    return str(read_json(path)["id"])

@@ -25,7 +25,13 @@ from fvgen_recon.distill.data import MemoryClips
 from fvgen_recon.distill.ensemble import Networks
 from fvgen_recon.distill.parallel import Processes, clip_gradients
 from fvgen_recon.distill.role import Roles
-from fvgen_recon.distill.tracker import FileTracker, LineTracker, TensorBoardTracker
+from fvgen_recon.distill.tracker import (
+    FileTracker,
+    LineTracker,
+    Progress,
+    TensorBoardTracker,
+    WandbTracker,
+)
 from fvgen_recon.distill.trainer import Trainer
 from fvgen_recon.errors import InputError, TrainingError, WeightsError
 
@@ -262,6 +268,31 @@ def test_trackers_get_curves_and_time_left(tmp_path: Path) -> None:
     assert "left" in lines[0]
     assert "disc" in lines[0]
     assert list((tmp_path / "board").iterdir())
+
+
+def test_wandb_gets_curves_and_pictures_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    progress = Progress(
+        phase="gan",
+        step=3,
+        num_steps=5,
+        seconds_per_step=1.0,
+        seconds_left=2.0,
+        scalars={"loss/student": 0.25},
+    )
+    for _ in range(2):  # The second one goes on with the run of the first.
+        tracker = WandbTracker("distillation", tmp_path)
+        tracker.log(progress)
+        tracker.picture(3, "validation", torch.rand(3, 8, 8))
+        tracker.close()
+    logs = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len({path.name for path in logs}) == 1
+    assert b"loss/student" in logs[0].read_bytes()
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/validation*.png"))
 
 
 def test_missing_networks_are_told(tmp_path: Path) -> None:

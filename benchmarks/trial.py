@@ -84,7 +84,9 @@ def build_config(options: Options, fold: Fold) -> Any:
     parser.long_side = 0  # The fold has the size that is asked for already.
     config.machine.device_type, config.machine.seed = options.device, options.seed
     config.max_num_iterations = config.steps_per_save = options.iterations
-    config.output_dir, config.vis = options.out, "tensorboard"
+    # Neither viewer nor event files nor a live table: they cost a step as much as its losses.
+    config.output_dir, config.vis = options.out, "none"
+    config.logging.local_writer.enable = False
     config.experiment_name, config.timestamp = "run", "trial"
     for step in ("steps_per_eval_batch", "steps_per_eval_image", "steps_per_eval_all_images"):
         setattr(config, step, 10**9)  # A method that looks at test views while training is unfair.

@@ -1,5 +1,7 @@
 """Between this project's cameras (OpenCV) and nerfstudio's (OpenGL)."""
 
+from dataclasses import dataclass
+
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
 from nerfstudio.cameras.cameras import CameraType
@@ -22,6 +24,39 @@ def to_nerfstudio(cameras: Cameras) -> NerfCameras:
         width=cameras.width,
         height=cameras.height,
         camera_type=CameraType.PERSPECTIVE,
+    )
+
+
+VIEW = "view"
+"""Key of a camera's `KnownView` in its metadata."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownView:
+    """What a render needs of a camera, worked out once.
+
+    nerfstudio keeps cameras as tensors on the device, so that asking for the size of an image makes
+    the host wait for the GPU, and cutting one camera out of many takes as long as a render.
+    """
+
+    height: int
+    width: int
+    K: Tensor
+    """Intrinsics `1 3 3`."""
+    viewmat: Tensor
+    """World to camera `1 4 4`, OpenCV axes."""
+
+
+def known_view(camera: NerfCameras) -> KnownView:
+    """Return what a render needs of one camera: from its metadata, or worked out now."""
+    known = (camera.metadata or {}).get(VIEW)
+    if known is not None:
+        return known
+    return KnownView(
+        height=int(camera.height.item()),
+        width=int(camera.width.item()),
+        K=camera.get_intrinsics_matrices().reshape(1, 3, 3),
+        viewmat=view_matrices(camera.camera_to_worlds.reshape(1, 3, 4)),
     )
 
 

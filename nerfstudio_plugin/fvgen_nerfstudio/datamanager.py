@@ -12,7 +12,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import (
     FullImageDatamanagerConfig,
 )
 
-from fvgen_nerfstudio.camera import to_nerfstudio
+from fvgen_nerfstudio.camera import VIEW, known_view, to_nerfstudio
 from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
 from fvgen_nerfstudio.dataset import SceneDataset
 from fvgen_nerfstudio.depth import DepthTargets, collect_depth
@@ -81,6 +81,7 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         self.num_steps = 1
         self._entries: tuple[BankEntry, ...] = ()
         self._frames: dict[str, dict[str, Any]] = {}
+        self._cameras: dict[int, NerfCameras] = {}
         # Only training needs points to start from; a checkpoint brings its own Gaussians.
         config.dataparser.with_points = test_mode == "val"
         super().__init__(config, device, test_mode, **kwargs)
@@ -122,14 +123,30 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         share = self.schedule.share_at(step / self.num_steps)
         if self._entries and draw.random() < share:
             return self._generated_view(draw.choice(self._entries))
-        camera, batch = super().next_train(step)
-        targets, view = self.depth_targets, int(batch["image_idx"])
-        return camera, {
-            **batch,
+        view, targets = self._next_photo(), self.depth_targets
+        photo = self.cached_train[view]
+        return self._camera_of(view), {
+            **photo,
+            "image": photo["image"].to(self.device),
             "is_generated": False,
             "depth": targets.depth[view],
             "depth_weight": targets.weight[view],
         }
+
+    def _next_photo(self) -> int:
+        """Return the number of the next photo; each is drawn once before any is drawn again."""
+        view = self.train_unseen_cameras.pop(0)
+        if not self.train_unseen_cameras:
+            self.train_unseen_cameras = self.sample_train_cameras()
+        return view
+
+    def _camera_of(self, view: int) -> NerfCameras:
+        """Return the camera of a photo on the device; cut out once, which is slow."""
+        if view not in self._cameras:
+            camera = self.train_cameras[view : view + 1].to(self.device)
+            camera.metadata = {"cam_idx": view, VIEW: known_view(camera)}
+            self._cameras[view] = camera
+        return self._cameras[view]
 
     @cached_property
     def depth_targets(self) -> DepthTargets:
@@ -141,21 +158,26 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         )
 
     def _generated_view(self, entry: BankEntry) -> tuple[NerfCameras, dict[str, Any]]:
-        camera = to_nerfstudio(entry.camera).to(self.device)
         frame = self._read_frame(entry)
-        return camera, {
-            "image": frame["image"].to(self.device),
-            "weight": frame["weight"].to(self.device).float() / 255,
+        return frame["camera"], {
+            "image": frame["image"],
+            "weight": frame["weight"].float() / 255,
             "factor": self.schedule.weight,
             "is_generated": True,
         }
 
     def _read_frame(self, entry: BankEntry) -> dict[str, Any]:
-        """Return a frame as 8-bit `H W C` tensors, from memory where it has been read before."""
+        """Return a frame's camera and its 8-bit `H W C` tensors on the device, kept there."""
         assert self.bank is not None, "A frame is only asked for once a bank is in use."
         if entry.image not in self._frames:
             image, confidence = self.bank.read(entry)
-            frame = {"image": _to_bytes(image), "weight": _to_bytes(confidence)}
+            camera = to_nerfstudio(entry.camera).to(self.device)
+            camera.metadata = {VIEW: known_view(camera)}
+            frame = {
+                "image": _to_bytes(image).to(self.device),
+                "weight": _to_bytes(confidence).to(self.device),
+                "camera": camera,
+            }
             per_frame = frame["image"].numel() + frame["weight"].numel()
             if per_frame * (len(self._frames) + 1) > _CACHED_BYTES:
                 self._frames.clear()

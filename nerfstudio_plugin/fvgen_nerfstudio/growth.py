@@ -33,7 +33,7 @@ def make_strategy(config: FvgenModelConfig, num_views: int) -> SplatStrategy | M
         reset_every=config.reset_alpha_every * config.refine_every,
         refine_every=config.refine_every,
         pause_refine_after_reset=num_views + config.refine_every,
-        absgrad=config.use_absgrad,
+        absgrad=config.use_absgrad and config.strategy != "none",
         revised_opacity=False,
         verbose=False,
         max_gaussians=config.max_gaussians,

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
@@ -11,6 +10,7 @@ from fvgen_nerfstudio.checkpoint import allow_numpy_scalars
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
 from fvgen_nerfstudio.model import FvgenModelConfig
+from fvgen_nerfstudio.optimizer import FusedAdamConfig
 from fvgen_nerfstudio.pipeline import FvgenPipelineConfig
 from fvgen_nerfstudio.rounds import DensifySettings
 from fvgen_nerfstudio.trainer import FvgenTrainerConfig
@@ -20,8 +20,8 @@ from fvgen_recon.recipes.splat import SplatRecipe, cpu_splat, gpu_splat
 def _optimizers(num_steps: int) -> dict[str, Any]:
     """Return splatfacto's learning rates; decays end with the run."""
 
-    def adam(lr: float) -> AdamOptimizerConfig:
-        return AdamOptimizerConfig(lr=lr, eps=1e-15)
+    def adam(lr: float) -> FusedAdamConfig:
+        return FusedAdamConfig(lr=lr, eps=1e-15)
 
     def decay(lr_final: float, *, warmup: bool = False) -> ExponentialDecaySchedulerConfig:
         return ExponentialDecaySchedulerConfig(

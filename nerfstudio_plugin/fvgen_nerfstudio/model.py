@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
-from nerfstudio.model_components.lib_bilagrid import BilateralGrid
+from nerfstudio.model_components.lib_bilagrid import BilateralGrid, total_variation_loss
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import get_color
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
 from fvgen_nerfstudio.background import diffuse_colors
-from fvgen_nerfstudio.camera import view_matrices
+from fvgen_nerfstudio.camera import KnownView, known_view, view_matrices
 from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
+from fvgen_nerfstudio.graph import Loss, Replayed
 from fvgen_nerfstudio.growth import make_strategy
-from fvgen_nerfstudio.loss import weighted_dssim, weighted_l1
+from fvgen_nerfstudio.loss import dssim, weighted_dssim, weighted_l1
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
 from fvgen_nerfstudio.regularizer import (
     disparity_loss,
     drop_opacities,
+    elongation_loss,
     smoothness_loss,
     solid_loss,
 )
@@ -35,7 +37,12 @@ from fvgen_recon.types import Cameras, PointCloud
 VISER_BACKGROUND = (0.1490, 0.1647, 0.2157)
 """What renders show behind the splat when training backgrounds are random: the viewer's colour."""
 _SMOOTHING = 0.98
+_SHAPE_EVERY = 10  # Steps between two looks at shapes, as in splatfacto.
 _NEAR, _FAR = 0.01, 1e10
+
+
+def _as_it_is(function: Loss) -> Loss:
+    return function
 
 
 class FvgenModel(SplatfactoModel):
@@ -72,11 +79,17 @@ class FvgenModel(SplatfactoModel):
         self.strategy = make_strategy(self.config, self.num_train_data)
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
         self.strategy_state.update(seed_origins(self.num_points, metadata))
-        self.running_loss: dict[str, float] = {}
+        self.running_loss: dict[str, Tensor] = {}
+        self._target: tuple[Tensor, int, Tensor] | None = None
+        wrap = Replayed if self.config.replay else _as_it_is
+        self._filled = wrap(self._fill)
+        self._photo_losses = wrap(self._compare_photo)
+        self._frame_losses = wrap(self._compare_frame)
+        self._depth_losses = wrap(lambda *tensors: (disparity_loss(*tensors),))
 
     def rasterize_view(
         self,
-        camera_to_worlds: Tensor,
+        viewmats: Tensor,
         K: Tensor,
         size: tuple[int, int],
         *,
@@ -86,7 +99,7 @@ class FvgenModel(SplatfactoModel):
         """Render the Gaussians on black.
 
         Args:
-            camera_to_worlds: One OpenGL pose `1 3 4`.
+            viewmats: World to camera `1 4 4`, OpenCV axes.
             K: Its intrinsics `1 3 3`.
             size: Height and width.
             with_depth: Whether expected z-depth follows the colours as a fourth channel.
@@ -109,7 +122,7 @@ class FvgenModel(SplatfactoModel):
             scales=torch.exp(params["scales"]),
             opacities=self._opacities(params["opacities"]),
             colors=colors,
-            viewmats=view_matrices(camera_to_worlds),
+            viewmats=viewmats,
             Ks=K,
             width=size[1],
             height=size[0],
@@ -137,21 +150,22 @@ class FvgenModel(SplatfactoModel):
         """Render one camera; in training, note what the strategy needs."""
         if not isinstance(camera, NerfCameras):
             return {}  # ns-render's nearest-camera option asks with rays; splatfacto answers so.
-        chosen = self._cropped()
-        size, K = self._scaled_view(camera)
+        chosen, view = self._cropped(), known_view(camera)
+        size, K = self._scaled_view(view)
         if chosen is not None and not bool(chosen.any()):
             return self.get_empty_outputs(size[1], size[0], self.background_color.to(self.device))
-        poses = camera.camera_to_worlds
+        viewmats = view.viewmat
         if self.training:
             assert camera.shape[0] == 1, "Training renders one camera at a time."
-            poses = self.camera_optimizer.apply_to_camera(camera)
+            if self.config.camera_optimizer.mode != "off":
+                viewmats = view_matrices(self.camera_optimizer.apply_to_camera(camera))
             self._move_state()
         config = self.config
         needs_depth = config.depth_weight > 0 or config.smooth_weight > 0
         with_depth = needs_depth or config.output_depth_during_training or not self.training
         self.left_out = self._left_out(camera)
         colors, alpha, self.info = self.rasterize_view(
-            poses.to(self.device), K, size, with_depth=with_depth, chosen=chosen
+            viewmats.to(self.device), K, size, with_depth=with_depth, chosen=chosen
         )
         self.last_size = size
         if self.training:
@@ -179,24 +193,22 @@ class FvgenModel(SplatfactoModel):
             return None
         return self.crop_box.within(self.means).squeeze(-1)
 
-    def _scaled_view(self, camera: NerfCameras) -> tuple[tuple[int, int], Tensor]:
+    def _scaled_view(self, view: KnownView) -> tuple[tuple[int, int], Tensor]:
         """Return image size and intrinsics at the current training resolution."""
-        factor = self._get_downscale_factor()
-        height, width = int(camera.height.item()), int(camera.width.item())
-        size = (height // factor, width // factor)
-        K = camera.get_intrinsics_matrices().to(self.device).reshape(1, 3, 3).clone()
-        K[:, :2] /= factor
-        return size, K
+        factor, K = self._get_downscale_factor(), view.K.to(self.device)
+        if factor > 1:
+            K = torch.cat([K[:, :2] / factor, K[:, 2:]], dim=1)
+        return (view.height // factor, view.width // factor), K
 
     def _compose(self, colors: Tensor, alpha: Tensor, camera: NerfCameras) -> dict[str, Any]:
         """Put a render on its background."""
         background = self._get_background_color()
-        behind = background
         unknown = self.config.unknown
-        is_wanted = unknown == "diffuse-always" or (unknown == "diffuse" and not self.training)
-        if is_wanted and self.crop_box is None:
-            behind = diffuse_colors(colors[0, ..., :3], alpha[0])
-        rgb = (colors[..., :3] + (1 - alpha) * behind).clamp(0.0, 1.0)
+        is_filled = unknown == "diffuse-always" or (unknown == "diffuse" and not self.training)
+        if is_filled and self.crop_box is None:
+            (rgb,) = self._filled(colors[..., :3], alpha)
+        else:
+            rgb = (colors[..., :3] + (1 - alpha) * background).clamp(0.0, 1.0)
         size = rgb.shape[1:3]
         metadata = camera.metadata or {}
         if self.config.use_bilateral_grid and self.training and "cam_idx" in metadata:
@@ -214,14 +226,26 @@ class FvgenModel(SplatfactoModel):
             "background": background,
         }
 
+    @staticmethod
+    def _fill(colors: Tensor, alpha: Tensor) -> tuple[Tensor]:
+        """Put a render `1 H W 3` on colours from around its holes."""
+        behind = diffuse_colors(colors[0], alpha[0])
+        return ((colors + (1 - alpha) * behind).clamp(0.0, 1.0),)
+
+    def _target_of(self, batch: dict[str, Any]) -> Tensor:
+        """Return a view's image `H W 3` at the current size, once for metrics and losses."""
+        image, factor = batch["image"], self._get_downscale_factor()
+        if self._target is None or self._target[0] is not image or self._target[1] != factor:
+            self._target = (image, factor, self.get_gt_img(image))
+        return self._target[2]
+
+    @torch.no_grad()
     def get_metrics_dict(self, outputs: dict, batch: dict) -> dict[str, Any]:
         """Return PSNR under a name that says what it was measured on, and running losses."""
-        target = self.composite_with_background(
-            self.get_gt_img(batch["image"]), outputs["background"]
-        )
         kind = "generated" if batch.get("is_generated", False) else "real"
+        error = F.mse_loss(outputs["rgb"], self._target_of(batch))
         metrics = {
-            f"psnr_{kind}": self.psnr(outputs["rgb"], target),
+            f"psnr_{kind}": -10 * error.log10(),
             "gaussian_count": self.num_points,
             **{f"running_loss_{key}": value for key, value in self.running_loss.items()},
         }
@@ -236,30 +260,29 @@ class FvgenModel(SplatfactoModel):
         """Return splatfacto's losses; a generated view's are weighed pixel by pixel."""
         is_generated = batch.get("is_generated", False)
         self.strategy.loss_factor = batch["factor"] if is_generated else 1.0
+        prediction, target = (x.permute(2, 0, 1) for x in (outputs["rgb"], self._target_of(batch)))
         if is_generated:
             weight = self._downscale_if_required(batch["weight"]).to(self.device)
-            loss = self._weighted_loss(outputs, batch["image"], weight.permute(2, 0, 1))
+            loss = self._frame_losses(prediction, target, weight.permute(2, 0, 1))[0]
             losses = {"main_loss": batch["factor"] * loss}
         elif self.training and self.left_out is not None:
             # A photo counts by how surely other photos show the same, where they show anything.
             alpha = outputs["accumulation"].detach().permute(2, 0, 1)
-            surely = F.interpolate(
-                batch["depth_weight"][None], alpha.shape[1:], mode="nearest-exact"
-            )
-            loss = self._weighted_loss(outputs, batch["image"], alpha * surely[0])
-            losses = {"main_loss": loss}
+            trust, size = batch["depth_weight"][None], alpha.shape[1:]
+            surely = F.interpolate(trust, size, mode="nearest-exact")
+            losses = {"main_loss": self._frame_losses(prediction, target, alpha * surely[0])[0]}
         else:
-            losses = super().get_loss_dict(outputs, batch, metrics_dict)
+            losses = {"main_loss": self._photo_losses(prediction, target)[0]}
         if self.training:
             losses.update(self._regularisers(outputs, batch))
-            main = float(losses["main_loss"].detach())
+            main = losses["main_loss"].detach()
             self._note_loss("mixed", main)
             self._note_loss("generated" if is_generated else "real", main)
         return losses
 
     def _regularisers(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
         """Return the losses that look at shapes, those that are turned on."""
-        config, losses = self.config, {}
+        config, losses = self.config, self._stock_regularisers()
         if config.opacity_weight > 0:
             mean = torch.sigmoid(self.opacities).mean()
             losses["opacity_loss"] = config.opacity_weight * mean
@@ -273,26 +296,44 @@ class FvgenModel(SplatfactoModel):
             return losses
         depth, alpha = (outputs[key].permute(2, 0, 1) for key in ("depth", "accumulation"))
         if config.depth_weight > 0 and "depth" in batch:
-            loss = disparity_loss(depth, alpha, batch["depth"], batch["depth_weight"])
+            measured = (batch["depth"], batch["depth_weight"])
+            loss = self._depth_losses(depth, alpha.detach(), *measured)[0]
             losses["depth_loss"] = config.depth_weight * loss
         if config.solid_weight > 0 and "depth" in batch:
             loss = solid_loss(alpha, batch["depth_weight"])
             losses["solid_loss"] = config.solid_weight * loss
         if config.smooth_weight > 0:
-            image = self.get_gt_img(batch["image"]).permute(2, 0, 1)
+            image = self._target_of(batch).permute(2, 0, 1)
             losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)
         return losses
 
-    def _weighted_loss(self, outputs: dict, image: Tensor, weight: Tensor) -> Tensor:
-        target = self.get_gt_img(image).permute(2, 0, 1)
-        prediction = outputs["rgb"].permute(2, 0, 1)
+    def _stock_regularisers(self) -> dict[str, Tensor]:
+        """Return splatfacto's losses beside the main one, those that are turned on."""
+        losses: dict[str, Tensor] = {}
+        if self.config.use_scale_regularization and self.step % _SHAPE_EVERY == 0:
+            limit = self.config.max_gauss_ratio
+            losses["scale_reg"] = 0.1 * elongation_loss(torch.exp(self.scales), limit)
+        self.camera_optimizer.get_loss_dict(losses)
+        if self.config.use_bilateral_grid:
+            losses["tv_loss"] = 10 * total_variation_loss(self.bil_grids.grids)
+        return losses
+
+    def _compare_photo(self, prediction: Tensor, target: Tensor) -> tuple[Tensor]:
+        """Return splatfacto's loss of a photo."""
+        share = self.config.ssim_lambda
+        l1 = (prediction - target).abs().mean()
+        return ((1 - share) * l1 + share * dssim(prediction, target),)
+
+    def _compare_frame(self, prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor]:
+        """Return the same loss, each pixel by its weight."""
         share = self.config.ssim_lambda
         l1 = weighted_l1(prediction, target, weight)
-        return (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
+        return ((1 - share) * l1 + share * weighted_dssim(prediction, target, weight),)
 
-    def _note_loss(self, key: str, value: float) -> None:
-        old = self.running_loss.get(key, value)
-        self.running_loss[key] = _SMOOTHING * old + (1 - _SMOOTHING) * value
+    def _note_loss(self, key: str, value: Tensor) -> None:
+        """Keep a running mean; a tensor, as reading it would make the host wait for the GPU."""
+        old = self.running_loss.get(key)
+        self.running_loss[key] = value if old is None else torch.lerp(value, old, _SMOOTHING)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
@@ -352,8 +393,8 @@ class FvgenModel(SplatfactoModel):
         size = (cameras.height, cameras.width)
         rows = []
         for camera in cameras.to(self.device):
-            pose = opencv_to_opengl(camera.c2w)[None, :3]
-            rows.append(self.rasterize_view(pose, camera.K[None], size, with_depth=True)[:2])
+            viewmats = view_matrices(opencv_to_opengl(camera.c2w)[None, :3])
+            rows.append(self.rasterize_view(viewmats, camera.K[None], size, with_depth=True)[:2])
         colors = torch.cat([row[0] for row in rows]).permute(0, 3, 1, 2)
         alpha = torch.cat([row[1] for row in rows]).permute(0, 3, 1, 2)
         return colors[:, :3].clamp(0, 1), alpha.clamp(0, 1), colors[:, 3:] * (alpha > 0)

@@ -75,6 +75,15 @@ def smoothness_loss(
     return loss
 
 
+def elongation_loss(scales: Float[Tensor, "N 3"], limit: float) -> Float[Tensor, ""]:
+    """Return by how much Gaussians are longer, over their shortest axis, than a limit.
+
+    Xie et al., "PhysGaussian" (2024), equation 16.
+    """
+    ratio = scales.amax(dim=-1) / scales.amin(dim=-1)
+    return (ratio - limit).clamp_min(0).mean()
+
+
 def drop_opacities(
     opacities: Float[Tensor, "N"], rate: float, generator: torch.Generator
 ) -> Float[Tensor, "N"]:

@@ -45,6 +45,8 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Weight of the mean opacity."""
     scale_weight: float = 0.0
     """Weight of the mean standard deviation, in world units."""
+    replay: bool = True
+    """Whether a CUDA device records the losses' kernels once and launches them together."""
     unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
     """What is shown where no Gaussian is: one colour, or colours from around the hole, in
     evaluation or in training too."""

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from fvgen_recon.errors import InputError
 
 
@@ -52,3 +56,17 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path} is not valid JSON ({error}): repair or export it again."
         ) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"{path} was expected and cannot be read: {error}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}.") from error

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_pytorch3d
 from fvgen_recon.geometry.projection import project_points
+from fvgen_recon.io.file import read_tensors
 from fvgen_recon.render.point import projection_matrices, render_points
 from fvgen_recon.render.point_torch import nearest_points, splat_frames
 from fvgen_recon.types import Cameras, Difference, PointCloud
@@ -33,9 +33,10 @@ def compare_render(path: Path) -> tuple[Difference, ...]:
     Raises:
         InputError: The file has another layout.
     """
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     radii = sorted(key[1:-6] for key in tensors if key.startswith("r") and key.endswith(".image"))
     needed = {"c2ws", "focals", "pp", "R", "T", "points", "colors", "points_ndc_xy_viewz"}
+    needed |= {f"r{radius}.{name}" for radius in radii for name in ("idx", "zbuf", "dists")}
     missing = needed - tensors.keys()
     if missing or not radii:
         raise InputError(

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_pytorch3d
-from fvgen_recon.io.file import read_json
+from fvgen_recon.io.file import read_json, read_tensors
 from fvgen_recon.trajectory.teacher import (
     OrbitKeys,
     OrbitTarget,
@@ -27,25 +26,28 @@ _TOLERANCE = 1e-5
 def compare_camera(path: Path) -> tuple[Difference, ...]:
     """Compare our camera paths with a fixture of the layout of `camera_traj.safetensors`.
 
-    The fixture holds the input cameras (`in.*`), paths through them (`interpN.*` with N frames a
-    clip), a change to an object frame (`obj.*`) and two single-view paths (`specified.*`, `txt.*`).
-    The arguments of the latter are read from the notes in the JSON beside it.
+    The fixture holds the input cameras (`in.*`), and any of paths through them (`interpN.*` with N
+    frames a clip), a change to an object frame (`obj.*`) and two single-view paths that start there
+    (`specified.*`, `txt.*`). The arguments of the latter are read from the notes in the JSON.
 
     Raises:
         InputError: The files have another layout.
     """
     path = Path(path)
-    tensors, notes = load_file(path), read_json(path.with_suffix(".json"))
+    tensors, notes = read_tensors(path), read_json(path.with_suffix(".json"))
     try:
         height, width = notes["image_size_hw"]
         notes = notes["notes"]
         cameras = _cameras(tensors["in.c2ws"], tensors["in.focals"], tensors["in.pp"])
         cameras = Cameras(c2w=cameras.c2w, K=cameras.K, height=height, width=width)
         rows = _compare_interpolation(tensors, cameras)
-        rows += _compare_object_frame(tensors, cameras, notes["obj.*"])
-        rows += _compare_orbits(tensors, notes)
-    except (KeyError, ValueError) as error:
+        if "obj.c2ws" in tensors:
+            rows += _compare_object_frame(tensors, cameras, notes["obj.*"])
+            rows += _compare_orbits(tensors, notes)
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a fixture of camera paths: {error!r}.") from error
+    if not rows:
+        raise InputError(f"{path} holds no camera path: use a fixture of camera paths.")
     return tuple(rows)
 
 
@@ -106,27 +108,30 @@ def _compare_object_frame(
 
 def _compare_orbits(tensors: dict[str, Tensor], notes: dict[str, str]) -> list[Difference]:
     """Compare the single-view paths; both start at the last camera of the object frame."""
-    start = tensors["obj.c2ws"][-1]
-    given = _numbers(notes["specified"])
-    target = OrbitTarget(
-        theta_deg=given["theta"],
-        phi_deg=given["phi"],
-        radius_change=given["d_r"],
-        shift_x=given["d_x"],
-        shift_y=given["d_y"],
-    )
-    lists = _lists(notes["txt"])
-    keys = OrbitKeys(phi_deg=lists["phi"], theta_deg=lists["theta"], radius_change=lists["r"])
-    paths = {
-        "specified": orbit_to_target(start, target, len(tensors["specified.T"])),
-        "txt": orbit_along_keys(start, keys, len(tensors["txt.T"])),
-    }
+    start, paths = tensors["obj.c2ws"][-1], {}
+    if "specified.T" in tensors:
+        target = _target(_numbers(notes["specified"]))
+        paths["specified"] = orbit_to_target(start, target, len(tensors["specified.T"]))
+    if "txt.T" in tensors:
+        lists = _lists(notes["txt"])
+        keys = OrbitKeys(phi_deg=lists["phi"], theta_deg=lists["theta"], radius_change=lists["r"])
+        paths["txt"] = orbit_along_keys(start, keys, len(tensors["txt.T"]))
     rows = []
     for name, c2w in paths.items():
         # A single view's intrinsics do not change along its path.
         path = _cameras(c2w, tensors["in.focals"][:1].expand(len(c2w), 1), tensors["in.pp"][:1])
         rows += _compare_path(tensors, name, path)
     return rows
+
+
+def _target(given: dict[str, float]) -> OrbitTarget:
+    return OrbitTarget(
+        theta_deg=given["theta"],
+        phi_deg=given["phi"],
+        radius_change=given["d_r"],
+        shift_x=given["d_x"],
+        shift_y=given["d_y"],
+    )
 
 
 def _numbers(note: str) -> dict[str, float]:

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.file import read_json
+from fvgen_recon.io.file import read_json, read_tensors
 from fvgen_recon.types import Difference
 
 
@@ -54,10 +52,7 @@ def read_fixture(path: Path) -> Fixture:
     path = Path(path).with_suffix(".safetensors")
     if not path.is_file():
         raise InputError(f"A fixture was expected at {path} and is not there.")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    tensors = read_tensors(path)
     facts = read_json(path.with_suffix(".json"))
     if not isinstance(facts, dict):
         raise InputError(f"{path.with_suffix('.json')} should hold a JSON object.")

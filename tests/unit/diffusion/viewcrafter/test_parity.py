@@ -172,11 +172,26 @@ def test_command_refuses_networks_that_are_not_built(tmp_path, capsys):
     assert "use_causal_attention=True" in capsys.readouterr().err
 
 
+KINDS = ("unet", "resampler", "ddim", "vae", "clip", "camera", "render")
+
+
 def test_command_refuses_a_fixture_of_another_kind(tmp_path, capsys):
     path = _write_fixture(tmp_path)
-    for kind in ("resampler", "ddim", "vae", "clip"):
+    for kind in KINDS[1:]:
         assert main(Options(kind=kind, fixture=path)) == 2
         assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_command_refuses_files_that_are_missing_or_damaged(tmp_path, capsys, kind):
+    path = tmp_path / "fixture.safetensors"
+    for content in (None, b"nonsense"):
+        if content:
+            path.write_bytes(content)
+        assert main(Options(kind=kind, fixture=path)) == 2
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert error.count("\n") == 1
 
 
 def _keep_one_clip(tensors, facts):
@@ -190,6 +205,22 @@ def _swap_images(tensors, facts):
     for name in ("x", "z", "noise", "decoded", "moments"):
         tensors[name] = tensors[name].flip(0).contiguous()
     for name in ("mean", "logvar", "sample", "latent_scaled"):
+        del tensors[name]
+
+
+def _keep_decoding(tensors, facts):
+    for name in ("x", "noise", "moments", "mean", "logvar", "sample", "latent_scaled"):
+        del tensors[name]
+
+
+def _keep_one_path(tensors, facts):
+    for name in [n for n in tensors if n.startswith(("obj.", "specified.", "txt.", "interp16."))]:
+        del tensors[name]
+    facts["notes"] = {}
+
+
+def _keep_one_radius(tensors, facts):
+    for name in [n for n in tensors if n.startswith("r0.01.")]:
         del tensors[name]
 
 
@@ -216,7 +247,10 @@ def _keep_one_run(tensors, facts):
 OTHER_FIXTURES = {
     ("unet", "viewcrafter_unet_small_A"): (_keep_one_clip, 1),
     ("unet", "viewcrafter_unet_small_B"): (_keep_one_clip, 1),
-    ("vae", "vae_small"): (_swap_images, 2),
+    ("vae", "vae_small", "images"): (_swap_images, 2),
+    ("vae", "vae_small", "decoding"): (_keep_decoding, 1),
+    ("camera", "camera_traj"): (_keep_one_path, 5),
+    ("render", "point_render"): (_keep_one_radius, 8),
     ("clip", "clip_small"): (_keep_text, 1),
     ("clip", "clip_preprocess"): (_keep_small_images, 1),
     ("ddim", "ddim_A"): (_keep_one_run, 9),
@@ -224,11 +258,11 @@ OTHER_FIXTURES = {
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("kind", "name"), OTHER_FIXTURES)
+@pytest.mark.parametrize("case", OTHER_FIXTURES)
 def test_command_reads_fixtures_that_hold_less_or_are_ordered_otherwise(
-    parity, tmp_path, capsys, kind, name
+    parity, tmp_path, capsys, case
 ):
-    change, num_outputs = OTHER_FIXTURES[kind, name]
+    (kind, name), (change, num_outputs) = case[:2], OTHER_FIXTURES[case]
     tensors = load_file(parity / f"{name}.safetensors")
     facts = json.loads((parity / f"{name}.json").read_text())
     change(tensors, facts)

@@ -99,6 +99,12 @@ def read_original(path: Path) -> OriginalCheckpoint:
             f"{path} holds neither 'state_dict' nor 'module': use an original checkpoint."
         )
     tensors = content[container]
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(
+            f"{path} holds '{others[0]}', which is no tensor, in '{container}': use an original "
+            "checkpoint."
+        )
     if container == "module":
         strays = [name for name in tensors if not name.startswith(_DEEPSPEED_PREFIX)]
         if strays:

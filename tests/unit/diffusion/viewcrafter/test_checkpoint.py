@@ -232,6 +232,9 @@ BAD_FILES = {
     "pickled code": lambda path, tensors: torch.save({"state_dict": _Trap()}, path),
     "neither 'state_dict' nor 'module'": lambda path, tensors: torch.save(tensors, path),
     "does not start with '_forward_module.'": _no_prefix,
+    "'scale_arr', which is no tensor": lambda path, tensors: torch.save(
+        {"state_dict": tensors | {"scale_arr": 0.3}}, path
+    ),
 }
 
 

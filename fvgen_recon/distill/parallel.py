@@ -126,6 +126,9 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
+    for parameter in module.parameters():
+        # Shards have plain strides; convolutions follow the layout of their input.
+        parameter.data = parameter.data.contiguous()
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the outermost weights stay gathered after a forward without backward, such as

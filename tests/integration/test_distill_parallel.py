@@ -81,6 +81,11 @@ def train(mode: str, folder: Path, processes: Processes) -> None:
         critic=roles.critic,
         disc=roles.plain_disc,
     )
+    if mode == "fsdp":
+        # As the compact model's weights are laid out; shards must take them.
+        for network in (networks.student, networks.teacher, networks.critic):
+            assert network is not None
+            network.to(memory_format=torch.channels_last_3d)
     source = MemoryClips(clips=tiny_batch(5), seed=1, device=processes.device)
     trackers = [FileTracker(folder)] if processes.is_main else []
     how = settings(mode, processes.count)

@@ -69,7 +69,7 @@ class ViewCrafterBackbone(nn.Module):
         """
         use_channel_norms(self.unet)
         parts: list[nn.Module] = [m for m in self.unet.modules() if isinstance(m, _PARTS)]
-        for part in parts:
+        for part in (*parts, self.unet.conv_norm_out):
             part.forward = torch.compile(part.forward, dynamic=False)
 
     def _inputs(

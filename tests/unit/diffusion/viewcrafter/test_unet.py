@@ -164,6 +164,32 @@ torch.testing.assert_close(compiled(*arguments)[0], unet(*arguments)[0])
     subprocess.run([sys.executable, "-c", code], cwd=tests, check=True, timeout=300)
 
 
+def test_compiled_parts_give_the_same_output_and_gradients():
+    # In a process of its own for the same reason. Every part must be one graph.
+    code = """
+import copy, functools, torch
+from unit.diffusion.viewcrafter.small import make_condition, make_noisy, make_unet
+from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
+torch.compile = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+torch._dynamo.config.recompile_limit = 64
+plain = ViewCrafterBackbone(make_unet())
+compiled = copy.deepcopy(plain)
+compiled.compile_parts()
+(x_t, t), condition = make_noisy(), make_condition(plain.unet)
+grads = []
+for network in (plain, compiled):
+    output, (mid,) = network(x_t, t, condition, return_mid=True)
+    (output.square().mean() + mid.square().mean()).backward()
+    grads.append({name: p.grad for name, p in network.named_parameters()} | {"": output})
+assert grads[0].keys() == grads[1].keys()
+for name, grad in grads[0].items():
+    torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 5
+"""
+    tests = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code], cwd=tests, check=True, timeout=600)
+
+
 def test_bad_sizes_and_token_counts_are_refused():
     unet = make_unet(image_context="per_frame")
     x_t, t = make_noisy()

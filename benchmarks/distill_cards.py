@@ -32,6 +32,10 @@ from fvgen_recon.io.file import read_json, write_json
 SCRIPT = Path(__file__).with_name("distill_scale.py")
 WATCHED = ("loss/", "gradient_norm/", "logit/", "weight/mean", "dmd/")
 MIB = 1 << 20
+LEAST_S = 20.0
+"""Seconds below which no run is started."""
+GRACE_S = 15.0
+"""Seconds for a run that was told to stop."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,14 @@ class Options:
     """Where checkpoints go; the folder of the results where none is given."""
     checkpointing: bool = True
     """Recompute activations in the backward pass."""
+    compile_blocks: bool = False
+    """Compile the networks of the first two parts."""
+    kernels: Path | None = None
+    """File of compiled kernels, loaded where it exists."""
     parts: str = "cards,reference,resume"
     """Which parts to run."""
+    limit_s: float = 600.0
+    """Seconds after which whatever still runs is stopped, and nothing more is started."""
     cpu: bool = False
     """Compute on CPUs, in float32."""
 
@@ -93,19 +103,38 @@ class Launcher:
         self.start = time.perf_counter()
 
     def launch(self, runs: Sequence[Run]) -> bool:
-        """Run some at once; true if all of them came to their end."""
+        """Run some at once; true if all of them came to their end in time."""
+        if self.left() < LEAST_S:
+            print(f"left out, no time: {', '.join(run.name for run in runs)}", flush=True)
+            return False
         started = [
             (run, subprocess.Popen(self.command(run), env=self.environment(run))) for run in runs
         ]
         fine = True
         for run, process in started:
-            code = process.wait()
+            code = self.wait(process)
             fine = fine and code == 0
             path = self.options.out / f"{run.name}.json"
             if path.is_file():
                 self.results[run.name] = read_json(path) | {"exit": code}
             print(f"[{time.perf_counter() - self.start:.0f} s] {run.name}: exit {code}", flush=True)
         return fine
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.options.limit_s - (time.perf_counter() - self.start)
+
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for a run, but no longer than there is time; its launcher stops its processes."""
+        try:
+            return process.wait(timeout=max(self.left(), 1.0))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        try:
+            return process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
     def command(self, run: Run) -> list[str]:
         """Return the command line of a run."""
@@ -118,11 +147,10 @@ class Launcher:
             "width": options.width,
             **run.arguments,
         }
-        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        words = [word for key, value in settings.items() for word in option(key, value)]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(run.processes)]
         port = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-        device = ["--cpu"] if options.cpu else []
-        device += [] if options.checkpointing else ["--no-checkpointing"]
+        device = option("cpu", options.cpu) + option("checkpointing", options.checkpointing)
         return [sys.executable, *launcher, *port, str(SCRIPT), *words, *device]
 
     def environment(self, run: Run) -> dict[str, str]:
@@ -134,6 +162,15 @@ class Launcher:
         return environment
 
 
+def option(key: str, value: object) -> list[str]:
+    """Return the words of an option; none is left out."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    return [f"--{key}", str(value)]
+
+
 def free_port() -> int:
     """Return a port that nobody uses now."""
     with socket.socket() as probe:
@@ -143,7 +180,11 @@ def free_port() -> int:
 
 def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
     """Return the run on all cards, and those on one card that it is compared with."""
-    common = {"network": options.network}
+    common: dict[str, object] = {
+        "network": options.network,
+        "compile-blocks": options.compile_blocks,
+        "kernels": options.kernels,
+    }
     cards = Run(
         name="cards",
         processes=options.cards,

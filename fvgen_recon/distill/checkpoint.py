@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fvgen_recon
-from fvgen_recon.distill.parallel import Processes, spread_like, wait_for_all, whole
+from fvgen_recon.distill.parallel import (
+    Processes,
+    local,
+    placed_like,
+    spread_like,
+    wait_for_all,
+    whole,
+)
 from fvgen_recon.errors import WeightsError
 
 _SCHEMA = 1
@@ -37,28 +44,38 @@ def trained_tensors(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor
     return {name: parameters[name] for name in names} | dict(module.named_buffers())
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Return the state of an optimizer by weight name; empty before its first step."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: list[str], weights: Sequence[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the state of an optimizer by weight name; empty before its first step.
+
+    Args:
+        optimizer: With one group of parameters.
+        names: Their names.
+        weights: What they are, or are the shards of; by default they themselves.
+    """
     parameters = optimizer.param_groups[0]["params"]
-    assert len(parameters) == len(names)
     tensors: dict[str, Tensor] = {}
-    for name, parameter in zip(names, parameters, strict=True):
+    for name, parameter, weight in zip(names, parameters, weights or parameters, strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value
+            tensors[f"{name}/{key}"] = placed_like(value, weight)
     return tensors
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    tensors: Mapping[str, Tensor],
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Put back what `optimizer_tensors` returned."""
     parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
+    for index, (name, weight) in enumerate(zip(names, weights or parameters, strict=True)):
         prefix = f"{name}/"
         found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         state[index] = {
-            key: value if value.ndim == 0 else spread_like(value, parameter)
+            key: value if value.ndim == 0 else local(spread_like(value, weight))
             for key, value in found.items()
         }
     whole_state = optimizer.state_dict()

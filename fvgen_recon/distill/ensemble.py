@@ -18,8 +18,10 @@ from fvgen_recon.distill.parallel import (
     checkpoint_activations,
     compile_parts,
     local,
+    release,
     replicate,
     shard,
+    spread_like,
     whole,
 )
 from fvgen_recon.distill.role import LatentDistance, Roles, TrainedRole, Turn
@@ -90,7 +92,8 @@ class Ensemble:
             return {name: replicate(module, processes) for name, module in self.plain.items()}
         if any(not p.requires_grad for m in backbones for p in m.parameters()):
             raise InputError("Adapters (LoRA) cannot be sharded: use parallel 'ddp' with them.")
-        for module in everything:
+        # The teacher is whole in each process: frozen, it has no gradients and no optimizer.
+        for module in (*backbones, self.ema):
             shard(module, processes, settings.precision)
         wrapped = dict(self.plain)
         if "disc" in wrapped:
@@ -138,7 +141,8 @@ class Ensemble:
                 weight.requires_grad_(role in chosen)
 
     def weights(self, role: TrainedRole) -> list[nn.Parameter]:
-        """Return the weights of a role that train."""
+        """Return the weights of a role that train, as they are stored."""
+        release(self.plain[role])
         parameters = dict(self.plain[role].named_parameters())
         return [parameters[name] for name in self.names[role]]
 
@@ -146,6 +150,7 @@ class Ensemble:
     def average(self, decay: float) -> None:
         """Move the averaged student towards the current one."""
         source = [local(p) for p in self.weights("student")]
+        release(self.ema)
         averaged = dict(self.ema.named_parameters())
         target = [local(averaged[name]) for name in self.names["student"]]
         torch._foreach_lerp_(target, source, 1 - decay)
@@ -154,18 +159,21 @@ class Ensemble:
     def promote(self) -> None:
         """Make the averaged student the teacher, the student and the critic."""
         others = [self.plain["student"], self.plain.get("critic"), self.teacher]
+        self._release()
         for module in others:
             if module is not None:
                 pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
                 for weight, averaged in pairs:
-                    local(weight).copy_(local(averaged))
+                    weight.copy_(spread_like(whole(averaged), weight))
 
     def average_weights(self) -> dict[str, Tensor]:
         """Gather the averaged student on the CPU; every process must ask."""
+        release(self.ema)
         return {name: whole(value).cpu() for name, value in self.ema.state_dict().items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what a checkpoint must hold, by file: what trains or changes."""
+        self._release()
         found = {role: trained_tensors(m, self.names[role]) for role, m in self.plain.items()}
         files: dict[str, dict[str, Tensor]] = dict(found)
         files["ema"] = trained_tensors(self.ema, self.names["student"])
@@ -173,6 +181,10 @@ class Ensemble:
             names = [n for n, _ in self.teacher.named_parameters()]
             files["teacher"] = trained_tensors(self.teacher, names)
         return files
+
+    def _release(self) -> None:
+        for module in (*self.plain.values(), self.ema):
+            release(module)
 
 
 def _check(networks: Networks, settings: TrainSettings) -> None:

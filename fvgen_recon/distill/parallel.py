@@ -129,13 +129,25 @@ def shard(module: nn.Module, processes: Processes, precision: Literal["fp32", "b
     for parameter in module.parameters():
         # Shards have plain strides; convolutions follow the layout of their input.
         parameter.data = parameter.data.contiguous()
-    for block in blocks(module):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    # By default the outermost weights stay gathered after a forward without backward, such as
-    # those of backward simulation: optimizers and checkpoints would then see the wrong tensors.
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    # Gathered weights stay until the next backward or `release`: backward simulation runs many
+    # forwards of the same weights, and gathering them costs the host more than the network itself.
+    for part in (*blocks(module), module):
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if isinstance(module, FeatureBackbone):
         register_fsdp_forward_method(module, "features")
+
+
+def release(module: nn.Module) -> None:
+    """Let a network hold its shards again; nothing happens where it does, or has none.
+
+    While weights are gathered, a network's parameters are copies: an optimizer or a checkpoint made
+    of them would be of the wrong tensors.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 @contextmanager
@@ -170,6 +182,28 @@ def clip_gradients(weights: Sequence[Tensor], limit: float) -> Tensor:
     norm = square.sqrt()
     torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def local_weight(weight: nn.Parameter) -> nn.Parameter:
+    """Return this process' shard as a weight of its own that shares its memory, or the weight.
+
+    Optimizers take a fraction of the time for plain tensors that they take for sharded ones.
+    """
+    return nn.Parameter(local(weight.detach())) if isinstance(weight, DTensor) else weight
+
+
+def placed_like(value: Tensor, like: Tensor) -> Tensor:
+    """Say of a shard which part of a whole tensor it is, given another tensor that is alike."""
+    if not isinstance(like, DTensor) or value.ndim == 0:
+        return value
+    return DTensor.from_local(
+        value,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ from fvgen_recon.distill.parallel import (
     clip_gradients,
     gather,
     gradient_sync,
+    local,
+    local_weight,
 )
 from fvgen_recon.distill.randomness import StepRng, step_rng
 from fvgen_recon.distill.role import Roles, TrainedRole, Turn
@@ -191,15 +193,16 @@ class Trainer:
             if not place.opens_phase:
                 for role, optimizer in self._optimizers.items():
                     tensors = read_tensors(newest, f"optimizer-{role}")
-                    load_optimizer(optimizer, self.ensemble.names[role], tensors)
+                    names, weights = self.ensemble.names[role], self.ensemble.weights(role)
+                    load_optimizer(optimizer, names, tensors, weights)
         return True
 
     def save(self) -> Path:
         """Write a checkpoint of this moment."""
         files = self.ensemble.tensors()
         for role, optimizer in self._optimizers.items():
-            names = self.ensemble.names[role]
-            files[f"optimizer-{role}"] = optimizer_tensors(optimizer, names)
+            names, weights = self.ensemble.names[role], self.ensemble.weights(role)
+            files[f"optimizer-{role}"] = optimizer_tensors(optimizer, names, weights)
         state = CheckpointState(
             tick=self.tick, settings=self._settings_json(), gradient_norms=self._guard.history
         )
@@ -214,7 +217,7 @@ class Trainer:
         for role in stage_roles(phase.stage):
             how = role_optimizer(phase, role)
             self._optimizers[role] = torch.optim.AdamW(
-                self.ensemble.weights(role),
+                [local_weight(weight) for weight in self.ensemble.weights(role)],
                 lr=how.learning_rate,
                 betas=how.betas,
                 weight_decay=how.weight_decay,
@@ -243,9 +246,13 @@ class Trainer:
         how, optimizer = role_optimizer(phase, role), self._optimizers[role]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(how, place.step, phase.num_steps)
-        norm = clip_gradients(self.ensemble.weights(role), how.clip_norm)
+        weights = self.ensemble.weights(role)
+        norm = clip_gradients(weights, how.clip_norm)
+        for weight, stored in zip(weights, optimizer.param_groups[0]["params"], strict=True):
+            stored.grad = None if weight.grad is None else local(weight.grad)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for weight in (*weights, *optimizer.param_groups[0]["params"]):
+            weight.grad = None
         self._window.add({f"gradient_norm/{role}": norm})
 
     def _backward(self, loss: Tensor) -> None:

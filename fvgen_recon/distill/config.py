@@ -213,6 +213,12 @@ class TrainSettings:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Copies of the networks in each process, or shards (FSDP2). A process that no launcher started
     needs neither."""
+    half_weights: bool = False
+    """Without shards and in bf16: cast the weights of the large networks once an update, not in
+    every forward; the optimizers keep float32 ones."""
+    record_calls: bool = False
+    """On GPUs: replay the calls of the large networks as CUDA graphs. Needs `half_weights` and no
+    shards, and clips that no other thread prepares on the same GPU."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them."""
     compile_blocks: bool = False
@@ -230,6 +236,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        if self.half_weights and (self.precision != "bf16" or self.parallel != "ddp"):
+            raise InputError("half_weights needs precision 'bf16' and parallel 'ddp'.")
+        if self.record_calls and not self.half_weights:
+            raise InputError(
+                "record_calls needs half_weights: other weights are cast in each call."
+            )
         counts = (self.batch_size, self.accumulation, self.log_every, self.keep_last)
         if min(counts) < 1 or not self.phases:
             raise InputError(

@@ -13,6 +13,7 @@ from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.distill.checkpoint import trained_tensors
 from fvgen_recon.distill.config import TrainSettings
+from fvgen_recon.distill.master import MasterWeights
 from fvgen_recon.distill.parallel import (
     Processes,
     checkpoint_activations,
@@ -24,6 +25,7 @@ from fvgen_recon.distill.parallel import (
     spread_like,
     whole,
 )
+from fvgen_recon.distill.recording import Recordings
 from fvgen_recon.distill.role import LatentDistance, Roles, TrainedRole, Turn
 from fvgen_recon.distill.timeline import stage_roles
 from fvgen_recon.errors import InputError
@@ -75,6 +77,7 @@ class Ensemble:
         self.teacher = networks.teacher
         if self.teacher is not None:
             self.teacher = self.teacher.to(device).requires_grad_(False)
+        self._masters: dict[TrainedRole, MasterWeights] = {}
         self.wrapped = self._spread(settings, processes)
 
     def _spread(
@@ -88,8 +91,13 @@ class Ensemble:
             if settings.activation_checkpointing:
                 # The teacher too: gradients of the adversarial loss pass through it.
                 checkpoint_activations(module)
+        if settings.half_weights:
+            self._halve(settings, processes)
         if not self._sharded:
-            return {name: replicate(module, processes) for name, module in self.plain.items()}
+            return {
+                name: module if name in self._masters else replicate(module, processes)
+                for name, module in self.plain.items()
+            }
         if any(not p.requires_grad for m in backbones for p in m.parameters()):
             raise InputError("Adapters (LoRA) cannot be sharded: use parallel 'ddp' with them.")
         # The teacher is whole in each process: frozen, it has no gradients and no optimizer.
@@ -99,6 +107,16 @@ class Ensemble:
         if "disc" in wrapped:
             wrapped["disc"] = replicate(self.plain["disc"], processes)
         return wrapped
+
+    def _halve(self, settings: TrainSettings, processes: Processes) -> None:
+        for name, module in self.plain.items():
+            if name != "disc":
+                self._masters[name] = MasterWeights(module, self.names[name], processes)
+        if settings.record_calls and processes.device.type == "cuda":
+            recordings = Recordings()
+            for module in (self.plain["student"], self.plain.get("critic"), self.teacher):
+                if module is not None:
+                    recordings.record(module)
 
     def roles(self, turn: Turn) -> Roles:
         """Return the roles for a turn: those that train are wrapped, the others are not."""
@@ -137,12 +155,29 @@ class Ensemble:
         if self._sharded:
             return
         for role in self.plain:
-            for weight in self.weights(role):
+            for weight in self._used(role):
                 weight.requires_grad_(role in chosen)
+
+    def collect(self, active: Iterable[TrainedRole], *, last: bool) -> None:
+        """Take over the gradients of a backward where they are not yet where they are stored."""
+        for role in active:
+            if role in self._masters:
+                self._masters[role].collect(last=last)
+
+    def refresh(self, role: TrainedRole) -> None:
+        """Let a role compute with its weights as they are stored now."""
+        if role in self._masters:
+            self._masters[role].refresh()
 
     def weights(self, role: TrainedRole) -> list[nn.Parameter]:
         """Return the weights of a role that train, as they are stored."""
+        if role in self._masters:
+            return self._masters[role].stored
         release(self.plain[role])
+        return self._used(role)
+
+    def _used(self, role: TrainedRole) -> list[nn.Parameter]:
+        """Return the weights of a role that train, as its network holds them."""
         parameters = dict(self.plain[role].named_parameters())
         return [parameters[name] for name in self.names[role]]
 
@@ -158,13 +193,16 @@ class Ensemble:
     @torch.no_grad()
     def promote(self) -> None:
         """Make the averaged student the teacher, the student and the critic."""
-        others = [self.plain["student"], self.plain.get("critic"), self.teacher]
         self._release()
-        for module in others:
-            if module is not None:
-                pairs = zip(module.parameters(), self.ema.parameters(), strict=True)
-                for weight, averaged in pairs:
-                    weight.copy_(spread_like(whole(averaged), weight))
+        averaged = dict(self.ema.named_parameters())
+        for role in ("student", "critic"):
+            if role in self.plain:
+                for name, weight in zip(self.names[role], self.weights(role), strict=True):
+                    weight.copy_(spread_like(whole(averaged[name]), weight))
+                self.refresh(role)
+        if self.teacher is not None:
+            for name, weight in self.teacher.named_parameters():
+                weight.copy_(whole(averaged[name]))
 
     def average_weights(self) -> dict[str, Tensor]:
         """Gather the averaged student on the CPU; every process must ask."""
@@ -174,8 +212,10 @@ class Ensemble:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what a checkpoint must hold, by file: what trains or changes."""
         self._release()
-        found = {role: trained_tensors(m, self.names[role]) for role, m in self.plain.items()}
-        files: dict[str, dict[str, Tensor]] = dict(found)
+        files: dict[str, dict[str, Tensor]] = {}
+        for role, module in self.plain.items():
+            named = zip(self.names[role], self.weights(role), strict=True)
+            files[role] = dict(named) | dict(module.named_buffers())
         files["ema"] = trained_tensors(self.ema, self.names["student"])
         if self._promotes and self.teacher is not None:
             names = [n for n, _ in self.teacher.named_parameters()]

@@ -82,9 +82,11 @@ _FREE_TO_CHANGE = (
     "checkpoint_every",
     "compile_blocks",
     "divergence_factor",
+    "half_weights",
     "keep_last",
     "log_every",
     "parallel",
+    "record_calls",
     "validate_every",
 )
 """Settings that may differ on resume; the number of clips an update may not."""
@@ -184,6 +186,8 @@ class Trainer:
         self._compare_settings(state)
         for stem, targets in self.ensemble.tensors().items():
             load_tensors(targets, read_tensors(newest, stem), f"{newest}/{stem}.safetensors")
+        for role in self.ensemble.plain:
+            self.ensemble.refresh(role)
         self.tick = state.tick
         self._guard = Guard(self.settings.divergence_factor, state.gradient_norms)
         phases = self.settings.phases
@@ -237,6 +241,7 @@ class Trainer:
                 with self._precision():
                     losses, report = run_stage(phase.stage, roles, batch, rng, place.turn)
                 self._backward(losses.total() / num_parts)
+                self.ensemble.collect(active, last=part == num_parts - 1)
             named = {f"loss/{role}": loss for role, loss in losses.named().items()}
             self._window.add({**named, **report.scalars}, report.accuracy)
         for role in active:
@@ -253,6 +258,7 @@ class Trainer:
         optimizer.step()
         for weight in (*weights, *optimizer.param_groups[0]["params"]):
             weight.grad = None
+        self.ensemble.refresh(role)
         self._window.add({f"gradient_norm/{role}": norm})
 
     def _backward(self, loss: Tensor) -> None:

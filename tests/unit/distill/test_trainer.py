@@ -193,6 +193,45 @@ def test_recomputed_activations_change_nothing(precision: str, tmp_path: Path) -
         torch.testing.assert_close(value, results[1][name], rtol=0, atol=0)
 
 
+def test_half_weights_train_as_autocast_does_and_resume_exactly(tmp_path: Path) -> None:
+    phases = all_phases()[3:5]
+    plain = make(settings(phases, precision="bf16"), tmp_path / "plain")
+    how = settings(phases, precision="bf16", half_weights=True, accumulation=2, batch_size=1)
+    straight, stopped = (make(how, tmp_path / name) for name in ("straight", "stopped"))
+    before = everything(plain)
+    plain.run()
+    straight.run()
+    stopped.run(stop_after=4)
+    again = make(how, tmp_path / "stopped")
+    assert again.resume()
+    again.run()
+    for name, value in everything(straight).items():
+        assert torch.equal(value, everything(again)[name]), name
+    for role in ("student", "critic", "disc", "ema"):
+        ours, theirs = (
+            torch.cat([(v - before[k]).flatten() for k, v in end.items() if k.startswith(role)])
+            for end in (everything(straight), everything(plain))
+        )
+        assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.95, role
+    student = straight.ensemble.plain["student"]
+    weights = zip(student.parameters(), straight.ensemble.weights("student"), strict=True)
+    for used, stored in weights:
+        assert stored.dtype == torch.float32
+        assert torch.equal(used, stored.to(torch.bfloat16))
+        assert not torch.equal(used.float(), stored)
+
+
+def test_half_weights_keep_updates_below_their_precision(tmp_path: Path) -> None:
+    slow = dataclasses.replace(FAST, learning_rate=1e-6, warmup_steps=0)
+    phases = (dataclasses.replace(phase("gan", GanSettings(), num_steps=3), student=slow),)
+    trainer = make(settings(phases, precision="bf16", half_weights=True), tmp_path)
+    before = [weight.detach().clone() for weight in trainer.ensemble.weights("student")]
+    trainer.run()
+    after = trainer.ensemble.weights("student")
+    moved = torch.cat([(a.detach() - b).abs().flatten() for a, b in zip(after, before, strict=True)])
+    assert float(moved.median()) > 1e-6
+
+
 @pytest.mark.parametrize("limit", [0.5, 50.0])
 def test_gradients_are_clipped_as_pytorch_does(limit: float, rng: torch.Generator) -> None:
     weights = [[nn.Parameter(torch.zeros(n)) for n in (3, 40, 5)] for _ in range(2)]

@@ -1,0 +1,155 @@
+"""CUDA graphs of a backbone's calls: thousands of small kernels launched by one call.
+
+A call is recorded once for each shape and replayed from then on. Weights may change in place, but
+must stay where they are. Calls with gradients to the input, and calls whose recording fails, run as
+they would have without.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fvgen_recon.diffusion.backbone import Condition, mid_features
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP = 2
+
+Wanted = Literal["output", "features", "both"]
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass
+class Recordings:
+    """Memory that the recordings of several networks share.
+
+    Without gradients nothing outlives a call, so all of them may use the same memory. With
+    gradients the activations live until the backward, so only one network may be between the two.
+    """
+
+    plain_pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+    """Memory of calls without gradients."""
+    trained_pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+    """Memory of calls with gradients."""
+    is_open: bool = False
+    """A recorded forward with gradients waits for its backward."""
+
+    def record(self, backbone: nn.Module) -> None:
+        """Replay the calls of a backbone from now on, in place."""
+        recorder = _Recorder(backbone, self)
+        backbone.forward = recorder.forward
+        if hasattr(backbone, "features"):
+            backbone.__dict__["features"] = recorder.features
+
+    def close(self, gradient: Tensor) -> None:
+        """Note that a backward has begun; a hook on outputs."""
+        self.is_open = False
+
+
+class _Core(nn.Module):
+    """A backbone as a function from tensors to tensors."""
+
+    def __init__(self, plain: nn.Module, wanted: Wanted) -> None:
+        super().__init__()
+        self.plain = plain
+        self.wanted = wanted
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, concat: Tensor, context: Tensor
+    ) -> tuple[Tensor, ...]:
+        condition = Condition(concat=concat, context=context, null_context=context)
+        if self.wanted == "features":
+            return mid_features(self.plain, x_t, t, condition)
+        # Not through `__call__`: hooks belong to the network, not to what is recorded of it.
+        output, mid = self.plain.forward(x_t, t, condition, return_mid=self.wanted == "both")
+        return (output, *mid)
+
+
+class _Recorder:
+    """Stands in for a backbone's calls."""
+
+    def __init__(self, backbone: nn.Module, shared: Recordings) -> None:
+        # A second shell around the same parts, whose own calls stay plain.
+        self.plain = backbone.__class__.__new__(backbone.__class__)
+        self.plain.__dict__.update(backbone.__dict__)
+        self.shared = shared
+        self.made: dict[tuple, Call] = {}
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition, *, return_mid: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what the backbone's own `forward` returns."""
+        output, *mid = self._call("both" if return_mid else "output", x_t, t, condition)
+        return output, tuple(mid)
+
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """Return what the backbone's own `features` returns."""
+        return self._call("features", x_t, t, condition)
+
+    def _call(
+        self, wanted: Wanted, x_t: Tensor, t: Tensor, condition: Condition
+    ) -> tuple[Tensor, ...]:
+        args = (x_t, t, condition.concat, condition.context)
+        grad = torch.is_grad_enabled()
+        trains = grad and any(p.requires_grad for p in self.plain.parameters())
+        if (grad and x_t.requires_grad) or (trains and self.shared.is_open):
+            return _Core(self.plain, wanted)(*args)
+        key = (wanted, trains, *((a.shape, a.dtype) for a in args))
+        if key not in self.made:
+            self.made[key] = self._record(wanted, args, trains=trains)
+        return self.made[key](*args)
+
+    def _record(self, wanted: Wanted, args: tuple[Tensor, ...], *, trains: bool) -> Call:
+        core = _Core(self.plain, wanted)
+        try:
+            return self._trained(core, args) if trains else self._untrained(core, args)
+        except RuntimeError as error:
+            _log.warning("A call could not be recorded and stays as it is: %s", error)
+            return _Core(self.plain, wanted)
+
+    def _trained(self, core: _Core, args: tuple[Tensor, ...]) -> Call:
+        sample = tuple(a.detach().clone() for a in args)
+        # In place: from here on the core itself replays.
+        torch.cuda.make_graphed_callables(
+            core,
+            sample,
+            num_warmup_iters=_WARM_UP,
+            allow_unused_input=True,
+            pool=self.shared.trained_pool,
+        )
+
+        def replay(*args: Tensor) -> tuple[Tensor, ...]:
+            outputs: tuple[Tensor, ...] = core(*args)
+            self.shared.is_open = True
+            for output in outputs:
+                if output.requires_grad:
+                    output.register_hook(self.shared.close)
+            return outputs
+
+        return replay
+
+    @torch.no_grad()
+    def _untrained(self, core: _Core, args: tuple[Tensor, ...]) -> Call:
+        static = tuple(a.detach().clone() for a in args)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                core(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.shared.plain_pool):
+            outputs = core(*static)
+
+        @torch.no_grad()
+        def replay(*args: Tensor) -> tuple[Tensor, ...]:
+            for place, value in zip(static, args, strict=True):
+                place.copy_(value)
+            graph.replay()
+            return tuple(output.clone() for output in outputs)
+
+        return replay

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 import tyro
-from case import Case, plan_cases
+from case import Case
 from machine import describe_machine
+from options import SceneOptions
 from safetensors.torch import load_file, save_file
 
 from fvgen_recon.errors import FvgenError, InputError
@@ -39,38 +40,24 @@ from fvgen_recon.types import PointCloud, Scene
 METRICS = ("psnr", "ssim", "st_lpips_alex")
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SceneOptions):
     """What to run."""
 
-    data: Path
-    """Folder with one sub-folder a scene."""
     variants: Path
     """JSON file with the variants."""
-    out: Path
-    """JSON file with the results; finished trials in it are not run again."""
-    suite: str = "folder"
-    """Suite that the splits come from."""
     views: str = "3,9"
     """Numbers of input views, separated by commas."""
-    scenes: str = ""
-    """Names of scenes, separated by commas; all where empty."""
     only: str = ""
     """Names of variants, separated by commas; all where empty."""
     iterations: int = 1000
     """Training steps."""
-    long_side: int = 0
-    """Longer image side in pixels; 0 keeps the photos' size."""
+    work: Path = Path("outputs/ablation")
+    """Where folds, point clouds and trials are kept."""
     seed: int = 0
     """Seed of the training."""
     parallel: int = 1
     """Trials that run at the same time."""
-    work: Path = Path("outputs/ablation")
-    """Where folds, point clouds and trials are kept."""
-    features: Path | None = None
-    """File of packed feature networks, for machines without their packages."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to train."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +92,7 @@ def plan_tasks(options: Options) -> list[Task]:
         raise InputError(
             f"{options.variants} must list variants of different names, among them {missing}."
         )
-    cases = plan_cases(
-        options.suite,
-        options.data,
-        views=tuple(map(int, options.views.split(","))),
-        scenes=tuple(filter(None, options.scenes.split(","))),
-        long_side=options.long_side,
-        work=options.work,
-    )
+    cases = options.plan(options.views)
     kept = [v for v in variants if not wanted or v["name"] in wanted]
     return [Task(case, variant, options) for case in cases for variant in kept]
 
@@ -256,7 +236,7 @@ def main(options: Options) -> int:
     rows = [row for row in done if "failure" not in row]
     finished = [{k: row[k] for k in ("name", "scene", "num_views")} for row in rows]
     left = [task for task in tasks if task.key not in finished]
-    machine = describe_machine()
+    machine = describe_machine(options.commit)
     context = multiprocessing.get_context("spawn")
     work = (options.work / "points").resolve()
     with ProcessPoolExecutor(

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
-from case import FROZEN, Case, plan_cases
+from case import FROZEN, Case
 from frames import (
     FramesJob,
     load_generators,
@@ -27,6 +26,7 @@ from frames import (
 from job import Trial, score_trial, train_trial, trials_of_case
 from machine import describe_machine, plain_path
 from methods import find_method, parse_weights
+from options import SceneOptions
 
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import FvgenError
@@ -41,28 +41,18 @@ from fvgen_recon.evaluation.result import (
 from fvgen_recon.evaluation.table import downstream_table, frames_table
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SceneOptions):
     """What to run."""
 
-    suite: Annotated[str, tyro.conf.Positional]
+    suite: Annotated[str, tyro.conf.Positional] = "folder"
     """One of folder, llff, mipnerf360, mipnerf360-fsgs, mipnerf360-floor, tanks-and-temples."""
-    data: Path
-    """Folder with one sub-folder a scene."""
-    out: Path
-    """JSON file with the results."""
     methods: str = "splatfacto,fvgen-splat"
     """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere."""
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
-    scenes: str = ""
-    """Names of scenes, separated by commas; all where empty."""
-    iterations: int = 2000
-    """Training steps of every method."""
     estimator: str = "plane-sweep"
     """Initialisation of every method: plane-sweep (inputs only) or dataset (leaks test views)."""
-    long_side: int = 0
-    """Longer image side in pixels; 0 keeps the photos' size."""
     seed: int = 0
     """Seed of every method."""
     overrides: tuple[str, ...] = ()
@@ -80,18 +70,10 @@ class Options:
     """Longer side of generators' frames in pixels."""
     downstream: bool = True
     """Whether methods are trained and their renders measured."""
-    work: Path = Path("outputs/benchmark")
-    """Where the trials are kept; finished ones are not run again."""
     splits: Path = FROZEN
     """Folder of the lists of suites that freeze their splits."""
-    features: Path | None = None
-    """File of packed feature networks, for machines without their packages."""
     parallel: int = 1
     """Trials that run at the same time."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to run."""
-    commit: str = ""
-    """Commit to note where git cannot tell."""
 
 
 def plan_trials(options: Options, cases: list[Case]) -> list[Trial]:
@@ -199,15 +181,7 @@ def _plain(value: Any) -> Any:
 def main(options: Options) -> int:
     """Run every trial, write the JSON after each, print the tables."""
     try:
-        cases = plan_cases(
-            options.suite,
-            options.data,
-            views=tuple(map(int, options.views.split(","))),
-            scenes=tuple(filter(None, options.scenes.split(","))),
-            long_side=options.long_side,
-            work=options.work,
-            frozen=options.splits,
-        )
+        cases = options.plan(options.views, options.splits)
         trials = plan_trials(options, cases)
         frames = plan_frames(options, cases)
         generators = load_generators(frames[0].generators, options.device) if frames else {}

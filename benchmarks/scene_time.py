@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 import tyro
-from case import Case, plan_cases
+from case import Case
 from frames import load_generators
 from job import Settings, Trial, score_trial, train_trial
 from machine import describe_machine
+from options import SceneOptions
 
 from fvgen_recon.densify.bank import MANIFEST, Bank
 from fvgen_recon.densify.densifier import Densifier, DensifyConfig
@@ -40,40 +41,24 @@ PAPER = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SceneOptions):
     """What to time."""
 
-    data: Path
-    """Folder with one sub-folder a scene."""
-    out: Path
-    """JSON file with the times."""
     methods: str = "fvgen-splat-none,fvgen-splat"
     """Names of methods, separated by commas."""
     generators: str = ""
     """Generators to time alone, separated by commas, as NAME or NAME=FOLDER@STEPS."""
-    suite: str = "folder"
-    """Suite that the splits come from."""
-    scenes: str = ""
-    """Names of scenes, separated by commas; all where empty."""
     views: int = 6
     """Number of input views; the clips are one less."""
     iterations: int = 7000
     """Training steps."""
-    long_side: int = 0
-    """Longer image side in pixels; 0 keeps the photos' size."""
+    work: Path = Path("outputs/scene_time")
+    """Where folds and trials are kept."""
     repeats: int = 3
     """Clips of each generator that are timed after one that warms it up."""
     generator_size: tuple[int, int] = (320, 512)
     """Height and width at which generators are timed alone."""
-    work: Path = Path("outputs/scene_time")
-    """Where the trials are kept."""
-    features: Path | None = None
-    """File of packed feature networks, for machines without their packages."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where to run."""
-    commit: str = ""
-    """Commit to note where git cannot tell."""
 
 
 def time_scene(case: Case, method: str, options: Options, jury: Jury) -> dict[str, Any]:
@@ -173,14 +158,7 @@ def scene_table(rows: list[dict[str, Any]]) -> str:
 
 def run(options: Options) -> dict[str, Any]:
     """Time everything and return what is written."""
-    cases = plan_cases(
-        options.suite,
-        options.data,
-        views=(options.views,),
-        scenes=tuple(filter(None, options.scenes.split(","))),
-        long_side=options.long_side,
-        work=options.work,
-    )
+    cases = options.plan(str(options.views))
     jury = load_jury(options.device, options.features)
     rows = []
     content: dict[str, Any] = {

@@ -11,8 +11,10 @@ from fvgen_nerfstudio.gaussian import thin_cloud
 from fvgen_nerfstudio.model import FvgenModel
 from fvgen_nerfstudio.rounds import DensifySettings, lift_unseen
 from fvgen_recon.densify.bank import Bank
+from fvgen_recon.densify.confidence import ConfidenceConfig
 from fvgen_recon.densify.densifier import Densified, Densifier, DensifyConfig, SplatRender
 from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GENERATORS, GeneratorConfig
+from fvgen_recon.densify.trust import find_trust
 from fvgen_recon.errors import InputError
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
@@ -36,6 +38,8 @@ def make_config(settings: DensifySettings, estimator: str, device: str) -> Densi
         generator=generator,
         long_side=settings.long_side,
         num_samples=settings.num_samples,
+        few_steps_below=settings.few_steps_below,
+        confidence=ConfidenceConfig(calibrated=settings.calibrated),
         seed=settings.seed,
     )
 
@@ -48,6 +52,8 @@ def check_config(config: DensifyConfig) -> None:
         raise InputError(
             f"There is no generator `{name}`: choose one of {', '.join(GENERATORS)} or none."
         )
+    if config.confidence.calibrated:
+        find_trust(name, config.num_samples, config.confidence.model)
     if weights is not None and not weights.exists():
         raise InputError(f"There are no weights at {weights}: give an existing folder.")
 

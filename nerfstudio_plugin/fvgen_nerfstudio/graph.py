@@ -1,11 +1,13 @@
 """Functions of tensors whose many small kernels are launched all at once on a GPU."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+_LOG = logging.getLogger(__name__)
 Loss = Callable[..., tuple[Tensor, ...]]
 """A function of tensors that returns tensors."""
 _MAX_GRAPHS = 16
@@ -35,7 +37,21 @@ class Replayed:
         if key not in self._graphs and len(self._graphs) == _MAX_GRAPHS:
             return self._function(*tensors)
         if key not in self._graphs:
-            samples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
-            recorded = torch.cuda.make_graphed_callables(self._function, samples)
-            self._graphs[key] = cast("Loss", recorded)
+            self._graphs[key] = self._record(tensors)
         return self._graphs[key](*tensors)
+
+    def _record(self, tensors: tuple[Tensor, ...]) -> Loss:
+        """Return a recording for tensors of these sizes; the function where that goes wrong."""
+        samples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
+        expected = [output.detach() for output in self._function(*samples)]
+        try:
+            recorded = cast("Loss", torch.cuda.make_graphed_callables(self._function, samples))
+            found = recorded(*samples)
+        except RuntimeError as error:
+            _LOG.warning("A loss could not be recorded, training is slower: %s", error)
+            return self._function
+        pairs = zip(found, expected, strict=True)
+        if all(torch.allclose(ours, plain, rtol=1e-3, atol=1e-4) for ours, plain in pairs):
+            return recorded
+        _LOG.warning("A recorded loss differs from the loss itself: it is not used.")
+        return self._function

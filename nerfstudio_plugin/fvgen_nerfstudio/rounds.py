@@ -31,6 +31,11 @@ class DensifySettings:
     """Length of a clip."""
     num_samples: int = 1
     """Samples of each clip; more than one measures how far they agree."""
+    few_steps_below: float | None = None
+    """Share of missing pixels below which a clip is made in 2 steps, where the generator would take
+    more; none leaves all clips their steps."""
+    calibrated: bool = False
+    """Weigh generated pixels by confidence that was fitted to photos, instead of by levels."""
     planner: str = "even"
     """Camera paths between the input views (even, interpolate, support, file)."""
     camera_path: Path | None = None

@@ -9,11 +9,7 @@ Usage:
 """
 
 import gc
-import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -38,6 +34,8 @@ from video_rig import (
     timed,
     wait,
 )
+from video_start import Options as StartOptions
+from video_start import start
 from video_variants import (
     attention_ways,
     layer_ways,
@@ -61,8 +59,8 @@ class Options:
     out: Path
     """JSON file with the results."""
     parts: str = (
-        "eager,eager_teacher,compiled,profile,compiled_teacher,precision,graph,kernels,start,"
-        "layers,memory,released,low_memory,large"
+        "eager,eager_teacher,fast,profile,fast_teacher,precision,start,ways,memory,released,"
+        "low_memory,large,compiled,compiled_start,layers"
     )
     """Parts in the order in which they run; see their docstrings."""
     frames: int = 16
@@ -75,16 +73,12 @@ class Options:
     """Timed repetitions of each part of the model."""
     teacher_steps: int = 50
     """Steps of the teacher."""
-    limit: float = 400.0
+    limit: float = 300.0
     """Seconds after which no part begins."""
     mode: str = "default"
     """Mode of `torch.compile`."""
-    upsampling: Literal["merged", "plain"] = "merged"
-    """Whether doubling and the convolution after it become one operation when compiled."""
     small: bool = False
     """A narrow network, few repetitions, small frames: to try the script without a GPU."""
-    start_with: Path | None = None
-    """Only measure how long a first clip takes with these saved kernels; prints JSON."""
 
 
 class Report:
@@ -113,7 +107,6 @@ class Benchmark:
         self.steps: list[SampleStep] = []
         self.outputs: dict[str, list[Tensor]] = {}
         self.frames: dict[str, Tensor] = {}
-        self.merge = options.upsampling != "plain"
         self.rig.pipeline.to(self.dtype)
 
     def eager(self) -> None:
@@ -135,44 +128,56 @@ class Benchmark:
         work = lambda: self.rig.teacher(self.options.teacher_steps, batched=True)  # noqa: E731
         self.report.add("eager", teacher=timed(work, 2))
 
+    def fast(self) -> None:
+        """Time each part and the student again with this project's kernels."""
+        self.rig.pipeline.enable_kernels()
+        self._measure("fast")
+        self.report.add("fast", clip=timed(self.rig.clip, self.options.repeats // 2))
+
     def compiled(self) -> None:
-        """Compile, and time each part and the student again."""
-        rig = self.rig
-        rig.pipeline.enable_compilation(self.options.mode, merge_upsampling=self.merge)
-        for name in ("encode", "decode", "unet", "student"):
-            self.report.add("compiled", **{name: timed(getattr(rig, name), self.options.repeats)})
-        results = self.report.content["compiled"]
-        self.report.add("compiled", student_memory=peak_gib(rig.student))
-        rate = self.report.content["card"].get("matrix_rate", math.nan)
+        """Compile a plain model, and time each part and the student again."""
+        self._begin_anew().to(self.dtype)
+        self.rig.pipeline.enable_compilation(self.options.mode)
+        self._measure("compiled")
+
+    def _measure(self, name: str) -> None:
+        report, rate = self.report, self.report.content["card"].get("matrix_rate", math.nan)
+        for part in ("encode", "decode", "unet", "student"):
+            report.add(name, **{part: timed(getattr(self.rig, part), self.options.repeats)})
+        results = report.content[name]
         shares = {
-            name: count / results[name]["median_s"] / rate
-            for name, count in self.report.content.get("operations", {}).items()
+            part: count / results[part]["median_s"] / rate
+            for part, count in report.content.get("operations", {}).items()
         }
-        self.report.add("fraction_of_matrix_rate", **shares)
-        self.report.add("compiled", clip=timed(rig.clip, self.options.repeats // 2))
+        report.add(f"{name}_fraction_of_matrix_rate", **shares)
+        report.add(name, student_memory=peak_gib(self.rig.student))
 
     def profile(self) -> None:
         """Say which kinds of kernels take the time of each part of one student's clip."""
+        unet = self.rig.pipeline.unet
         for name in ("encode", "unet", "decode", "student"):
             self.report.add("kernels", **{name: kernel_shares(getattr(self.rig, name))})
+        recorded, unet.forward = unet.forward, getattr(unet.forward, "plain", unet.forward)
+        self.report.add("fast", unet_queued_one_by_one=timed(self.rig.unet, 5))
         for name in ("encode", "unet", "decode"):
             self.report.add("operators", **{name: operator_shares(getattr(self.rig, name))})
+        unet.forward = recorded
 
-    def compiled_teacher(self) -> None:
-        """Time the compiled teacher, the branches of guidance in turn."""
-        work = lambda: self.rig.teacher(self.options.teacher_steps, batched=False)  # noqa: E731
-        self.report.add("compiled", teacher=timed(work, 2))
+    def fast_teacher(self) -> None:
+        """Time the teacher with this project's kernels, both branches of guidance as one batch."""
+        work = lambda: self.rig.teacher(self.options.teacher_steps, batched=True)  # noqa: E731
+        self.report.add("fast", teacher=timed(work, 2))
         results = self.report.content
-        student = results["compiled"]["student"]["median_s"]
+        student = results["fast"]["student"]["median_s"]
         ratios = {
             f"over_{name}_teacher": results[name]["teacher"]["median_s"] / student
-            for name in ("eager", "compiled")
+            for name in ("eager", "fast")
             if "teacher" in results.get(name, {})
         }
-        self.report.add("speedup_of_compiled_student", **ratios)
+        self.report.add("speedup_of_fast_student", **ratios)
 
     def precision(self) -> None:
-        """Compare outputs of each step, and frames, in float32, bfloat16 and compiled."""
+        """Compare outputs of each step, and frames, in float32, bfloat16 and fast."""
         with plain_convolutions():
             rig = Rig(self.shape, self.device, small=self.options.small)
             self.frames["float32"] = rig.student(self.steps.append).cpu()
@@ -180,9 +185,9 @@ class Benchmark:
             rig.pipeline.to(self.dtype)
             self._record("eager", rig)
         compared = [("eager", "float32")]
-        if "compiled" in self.report.content:
-            self._record("compiled", self.rig)
-            compared += [("compiled", "float32"), ("compiled", "eager")]
+        if "fast" in self.report.content:
+            self._record("fast", self.rig)
+            compared += [("fast", "float32"), ("fast", "eager")]
         for a, b in compared:
             pairs = zip(self.outputs[a], self.outputs[b], strict=True)
             self.report.add(
@@ -197,34 +202,36 @@ class Benchmark:
             )
 
     def start(self) -> None:
-        """Save the kernels and let a second process with an empty cache begin with them."""
+        """Time a fresh process with this project's kernels, first with nothing compiled before."""
         with tempfile.TemporaryDirectory() as folder:
-            kernels = Path(folder) / "kernels.bin"
+            for name in ("first_process", "later_process"):
+                facts = start(self._start_options("kernels"), Path(folder), 120)
+                self.report.add("start", **{name: facts})
+
+    def compiled_start(self) -> None:
+        """Save what was compiled and let a second process with an empty cache begin with it."""
+        with tempfile.TemporaryDirectory() as folder:
+            saved = Path(folder) / "kernels.bin"
             began = time.perf_counter()
-            size = save_kernels(kernels)
-            self.report.add("start", save_s=time.perf_counter() - began, megabytes=size / 1e6)
-            results = self.report.content["compiled"]
-            names = ("encode", "decode", "unet", "student")
-            cold = sum(results[name]["first_s"] for name in names)
-            self.report.add("start", cold_first_clip_s=cold)
-            command = [sys.executable, __file__, *sys.argv[1:], "--start-with", str(kernels)]
-            cache = {
-                "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache",
-                "TRITON_CACHE_DIR": f"{folder}/t",
-            }
-            environment = {k: v for k, v in os.environ.items() if k not in cache} | cache
-            # Kernels for a GPU are in the file; those for a CPU are built from source again.
-            limit = 150 if self.device.type == "cuda" else 1800
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, env=environment, timeout=limit
-            )
-            if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
-            self.report.add("start", **json.loads(done.stdout.splitlines()[-1]))
+            size = save_kernels(saved)
+            facts = {"save_s": time.perf_counter() - began, "megabytes": size / 1e6}
+            options = replace(self._start_options("compiled"), saved=saved)
+            facts |= start(options, Path(folder), 1800 if self.device.type == "cpu" else 150)
+            self.report.add("start", compiled=facts)
+
+    def _start_options(self, kind: Literal["kernels", "compiled"]) -> StartOptions:
+        shape = self.shape
+        return StartOptions(
+            kind=kind,
+            frames=shape.frames,
+            height=shape.height,
+            width=shape.width,
+            small=self.options.small,
+        )
 
     def memory(self) -> None:
-        """Measure the most memory of a whole compiled pipeline call."""
-        self.report.add("memory", compiled_clip=peak_gib(self.rig.clip))
+        """Measure the most memory of a whole pipeline call."""
+        self.report.add("memory", fast_clip=peak_gib(self.rig.clip))
 
     def low_memory(self) -> None:
         """Measure a plain call in the modes that save memory."""
@@ -243,29 +250,7 @@ class Benchmark:
         self.report.add("large", clip=timed(self.rig.clip, 1))
         self.report.add("large", memory=peak_gib(self.rig.clip))
 
-    def graph(self) -> None:
-        """Replay parts as CUDA graphs: what is left without the host's work."""
-        if self.device.type != "cuda":
-            return
-        works = {
-            "encode": lambda: self.rig.pipeline.vae.encode(self.pictures()),
-            "unet": self.rig.unet,
-            "decode": self.rig.decode,
-        }
-        for name, work in works.items():
-            graph = torch.cuda.CUDAGraph()
-            with torch.no_grad():
-                work()
-                wait()
-                with torch.cuda.graph(graph):
-                    work()
-            self.report.add("graph", **{name: timed(graph.replay, self.options.repeats)})
-
-    def pictures(self) -> Tensor:
-        """Images as the autoencoder takes them."""
-        return (2 * self.rig.guidance.frames - 1).to(self.dtype)
-
-    def kernels(self) -> None:
+    def ways(self) -> None:
         """Time other ways to compute attention and projections."""
         if self.device.type != "cuda":
             return
@@ -275,6 +260,7 @@ class Benchmark:
 
     def layers(self) -> None:
         """Time other ways to compile layers, as long as there is time."""
+        self._begin_anew().to(self.dtype)
         for name, work in layer_ways(self.rig):
             if time.perf_counter() - START + ESTIMATES["layer"] > self.options.limit:
                 self.report.add("left_out", **{name: "no time left"})
@@ -295,7 +281,7 @@ class Benchmark:
             self.report.add("released", teacher_s=time.perf_counter() - began)
 
     def _begin_anew(self) -> FVGenPipeline:
-        """Give up the compiled model and build a plain one, in float32."""
+        """Give up the model and build a plain one, in float32."""
         del self.rig
         torch.compiler.reset()
         gc.collect()
@@ -315,10 +301,11 @@ class Benchmark:
 
 
 ESTIMATES = {
-    "compiled": 100.0,
-    "start": 60.0,
+    "compiled": 330.0,
+    "compiled_start": 60.0,
+    "start": 45.0,
     "eager_teacher": 25.0,
-    "compiled_teacher": 16.0,
+    "fast_teacher": 16.0,
     "released": 28.0,
     "precision": 25.0,
     "large": 28.0,
@@ -342,35 +329,11 @@ def run_parts(benchmark: Benchmark, options: Options, report: Report) -> None:
             report.add("failed", **{name: f"{type(error).__name__}: {str(error)[:300]}"})
 
 
-def measure_start(options: Options, device: torch.device) -> None:
-    """Print how long loading saved kernels and making a first clip take in a fresh process."""
-    shape = Shape(frames=options.frames, height=options.height, width=options.width)
-    rig = Rig(shape, device, small=options.small)
-    rig.pipeline.to(torch.bfloat16)
-    began = time.perf_counter()
-    rig.pipeline.enable_compilation(
-        options.mode,
-        merge_upsampling=options.upsampling != "plain",
-        kernels=options.start_with,
-    )
-    enabled = time.perf_counter()
-    result = timed(rig.student, 2)
-    facts = {
-        "load_kernels_s": enabled - began,
-        "warm_first_clip_s": result["first_s"],
-        "warm_later_clip_s": result["median_s"],
-    }
-    print(json.dumps(facts))
-
-
 def main(options: Options) -> None:
     """Run the parts."""
     if options.small:
         options = replace(options, height=32, width=48, repeats=4, teacher_steps=2, limit=1e9)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.start_with is not None:
-        measure_start(options, device)
-        return
     report = Report(options.out)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     report.add("card", name=name, torch=torch.__version__)

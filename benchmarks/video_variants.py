@@ -144,7 +144,7 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _frame_kernel(tokens: Tensor, along: list[Tensor], heads: int) -> Result:
-    from fvgen_recon.diffusion.viewcrafter.frame_kernel import frame_attention
+    from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
 
     expected = _attend(*(x.float() for x in along)).permute(2, 0, 1, 3).flatten(2)
     parts = tokens.chunk(3, dim=2)

@@ -74,7 +74,7 @@ class FrameKernelAttention:
         num_frames: int,
     ) -> Float[Tensor, "R N C"]:
         """Attend along the frames of B clips, R = B * num_frames."""
-        from fvgen_recon.diffusion.viewcrafter.frame_kernel import frame_attention
+        from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
 
         assert encoder_hidden_states is None
         assert attention_mask is None

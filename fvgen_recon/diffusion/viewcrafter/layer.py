@@ -25,8 +25,14 @@ class FrameConv(nn.Conv3d):
 
     def forward(self, input: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
         """Convolve over frames."""
-        out = F.conv2d(input.flatten(3), self.weight.squeeze(-1), self.bias, padding=(1, 0))
-        return out.unflatten(3, input.shape[3:])
+        return self.convolve(input, self.bias)
+
+    def convolve(
+        self, x: Float[Tensor, "B C T h w"], bias: Float[Tensor, "C"] | None = None
+    ) -> Float[Tensor, "B C T h w"]:
+        """Convolve over frames, with another bias or none."""
+        out = F.conv2d(x.flatten(3), self.weight.squeeze(-1), bias, padding=(1, 0))
+        return out.unflatten(3, x.shape[3:])
 
 
 class TemporalConv(nn.Module):
@@ -44,7 +50,7 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "R C h w"], num_frames: int) -> Float[Tensor, "R C h w"]:
         """Mix frames."""
-        clip = _clips(x, num_frames)
+        clip = clips(x, num_frames)
         out = clip + self.conv4(self.conv3(self.conv2(self.conv1(clip))))
         return out.transpose(1, 2).flatten(0, 1)
 
@@ -100,7 +106,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "R C h w"], num_frames: int) -> Float[Tensor, "R C h w"]:
         """Mix frames."""
-        clip = _clips(x, num_frames)
+        clip = clips(x, num_frames)
         # Tokens stay frame by frame, where they lie: only attention looks along the frames.
         tokens = self.norm(clip).transpose(1, 2).flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
         tokens = self.proj_in(tokens)
@@ -145,6 +151,6 @@ def _conv_stage(channels: int, dropout: float) -> nn.Sequential:
     )
 
 
-def _clips(x: Tensor, num_frames: int) -> Tensor:
+def clips(x: Float[Tensor, "R C h w"], num_frames: int) -> Float[Tensor, "B C T h w"]:
     """View [B * T, C, h, w] as [B, C, T, h, w]."""
     return x.unflatten(0, (-1, num_frames)).transpose(1, 2)

@@ -1,5 +1,6 @@
 """Pipelines in diffusers' manner: renders in, frames out."""
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fvgen_recon.diffusion.viewcrafter.codec import ViewCrafterCodec
 from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels
 from fvgen_recon.diffusion.viewcrafter.layer import SpatialTransformer
 from fvgen_recon.diffusion.viewcrafter.norm import use_channel_norms
+from fvgen_recon.diffusion.viewcrafter.replay import replay_forward
 from fvgen_recon.diffusion.viewcrafter.resampler import ImageResampler
 from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
 from fvgen_recon.diffusion.viewcrafter.upsample import merge_upsampling_layers
@@ -187,6 +189,34 @@ class ClipPipeline(DiffusionPipeline):
             module.to(memory_format=torch.channels_last)
             module.compile(mode=mode, dynamic=False)
         self.unet.compile(mode=mode, dynamic=False, fullgraph=True)
+
+    def enable_kernels(self) -> None:
+        """Run UNet and autoencoder in this project's GPU kernels, for inference only.
+
+        Ready in seconds and for every size, unlike `enable_compilation`, which this replaces.
+        Values change by rounding only. Evaluations of the UNet are recorded once for each size of
+        clip as a CUDA graph, which keeps the memory of their activations. cuDNN is told to search
+        for the fastest convolutions. Later changes of the weights of upsampling layers are not
+        seen.
+
+        Raises:
+            InputError: The pipeline is not on a GPU, or Triton is missing.
+        """
+        if self.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+            raise InputError(
+                "Kernels need Triton and a pipeline on a GPU: call to('cuda') first, or leave out "
+                "enable_kernels."
+            )
+        from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
+
+        torch.backends.cudnn.benchmark = True
+        self.unet.to_channels_last()
+        for module in (self.vae.encoder, self.vae.decoder):
+            module.to(memory_format=torch.channels_last)
+        for module in (self.unet, self.vae):
+            merge_upsampling_layers(module)
+            use_fused_layers(module)
+        replay_forward(self.unet)
 
     def _chunk_feed_forward(self, size: int | None) -> None:
         for module in self.unet.modules():

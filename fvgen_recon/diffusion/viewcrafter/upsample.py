@@ -1,6 +1,7 @@
 """Upsampling with fewer operations, for inference."""
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,9 +36,13 @@ class MergedUpsample(nn.Module):
     ) -> Float[Tensor, "N Co H W"]:
         """Return features of twice the height and width."""
         assert output_size is None
-        return torch.nn.functional.conv_transpose2d(
-            hidden_states, self.merged, self.conv.bias, stride=2, padding=1
-        )
+        return self.convolve(hidden_states, self.conv.bias)
+
+    def convolve(
+        self, x: Float[Tensor, "N C h w"], bias: Float[Tensor, "Co"] | None = None
+    ) -> Float[Tensor, "N Co H W"]:
+        """Return the same with another bias or none."""
+        return F.conv_transpose2d(x, self.merged, bias, stride=2, padding=1)
 
 
 def merge_upsampling_layers(module: nn.Module) -> None:

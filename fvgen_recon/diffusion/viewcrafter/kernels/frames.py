@@ -6,9 +6,13 @@ of 64 rows and masks what belongs to other pixels, so tensor cores do some work 
 which decides the time, is read and written once, in the order in which tokens lie.
 """
 
+# Triton's types do not describe what its compiler takes.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float
 from torch import Tensor
 
 _ROWS = 64
@@ -46,35 +50,38 @@ def _frame_attention_kernel(  # noqa: PLR0913, PLR0917 - as kernels are called
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     seen = (pixel[:, None] == pixel[None, :]) & known[None, :]
     scores = tl.where(seen, scores, float("-inf"))
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])  # type: ignore[index]
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     total = tl.sum(weights, 1)
-    result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / total[:, None]  # type: ignore[index]
+    result = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / total[:, None]
     places = token[:, None] * out_stride + column[None, :]
     tl.store(out + places, result.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-@torch.library.triton_op("fvgen::frame_attention", mutates_args={})
 def frame_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_frames: int, num_heads: int
-) -> Tensor:
+    query: Float[Tensor, "R N C"],
+    key: Float[Tensor, "R N C"],
+    value: Float[Tensor, "R N C"],
+    num_frames: int,
+    num_heads: int,
+) -> Float[Tensor, "R N C"]:
     """Attend along the frames of each pixel; no gradients.
 
     Args:
-        query: Queries [B * T, N, C], frame by frame, with the channels of a head together.
+        query: Queries of R = B * T frames, with the channels of a head together.
         key: Keys of the same shape and strides.
         value: Values of the same shape and strides.
         num_frames: T, at most 64.
         num_heads: Heads; C / heads is a power of two of at least 16.
 
     Returns:
-        The weighted values [B * T, N, C], contiguous.
+        The weighted values, contiguous.
     """
     num_rows, num_pixels, width = query.shape
     out = torch.empty((num_rows, num_pixels, width), dtype=query.dtype, device=query.device)
     frames = max(16, triton.next_power_of_2(num_frames))
     grid = (num_heads, triton.cdiv(num_pixels, _ROWS // frames), num_rows // num_frames)
     head = width // num_heads
-    torch.library.wrap_triton(_frame_attention_kernel)[grid](
+    _frame_attention_kernel[grid](
         query,
         key,
         value,

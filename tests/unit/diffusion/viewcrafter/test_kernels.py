@@ -1,0 +1,133 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from unit.diffusion.viewcrafter.small import make_unet
+
+from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forward
+
+pytest.importorskip("triton")
+
+_SETUP = """
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+torch.manual_seed(0)
+"""
+
+_FRAMES = """
+from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
+
+def plain(parts, num_frames, num_heads):
+    heads = [
+        x.unflatten(0, (-1, num_frames)).unflatten(3, (num_heads, -1)).permute(0, 2, 3, 1, 4)
+        for x in parts
+    ]
+    out = nn.functional.scaled_dot_product_attention(*heads)
+    return out.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+
+for clips, frames, pixels, num_heads, size in [
+    (1, 16, 10, 2, 16), (2, 25, 7, 3, 32), (1, 5, 3, 1, 16), (1, 40, 2, 5, 64)
+]:
+    whole = torch.randn(clips * frames, pixels, 3 * num_heads * size)
+    parts = whole.chunk(3, dim=2)
+    out = frame_attention(*parts, frames, num_heads)
+    assert_close(out, plain(parts, frames, num_heads), atol=1e-5, rtol=1e-5)
+"""
+
+_NORMS = """
+from fvgen_recon.diffusion.viewcrafter.kernels.norm import group_norm
+
+for shape, offset in [
+    ((3, 64, 5), 0.0), ((2, 320, 17, 9), 0.0), ((2, 96, 4, 6, 7), 300.0), ((1, 1920, 2, 3), 1.0),
+    ((1, 64, 100, 130), 3.0), ((2, 32, 1, 1), 0.0)
+]:
+    norm = nn.GroupNorm(32, shape[1], eps=1e-5)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(shape) * torch.rand(shape[1], *[1] * (len(shape) - 2)) + offset
+    axes = (slice(None), slice(None), *[None] * (len(shape) - 2))
+    for added in (None, torch.randn(shape[1]), torch.randn(shape[:2])):
+        moved = x if added is None else x + (added.expand(shape[:2])[axes])
+        expected = norm.double()(moved.double()).float()
+        norm.float()
+        # One number a group has variance 0, and 1 / sqrt(eps) multiplies its rounding by 316.
+        tolerance = 2e-5 + 2e-6 * offset if x[0, 0].numel() > 1 else 1e-4
+        out = group_norm(x, norm, added=added)
+        assert_close(out, expected, atol=tolerance, rtol=1e-5)
+        out = group_norm(x, norm, added=added, silu=True)
+        assert_close(out, nn.functional.silu(expected), atol=tolerance, rtol=1e-5)
+assert_close(
+    group_norm(torch.full((1, 32, 4, 4), 7.0), nn.GroupNorm(32, 32)), torch.zeros(1, 32, 4, 4)
+)
+x = torch.randn(2, 64, 6, 4).to(memory_format=torch.channels_last).half()
+out = group_norm(x, nn.GroupNorm(32, 64).half())
+assert out.dtype == torch.float16
+assert out.is_contiguous(memory_format=torch.channels_last)
+"""
+
+_POINTWISE = """
+from fvgen_recon.diffusion.viewcrafter.kernels.pointwise import add_bias, gated_gelu
+
+for shape in [(2, 6, 5, 4), (3, 320, 7, 9), (1, 4, 40, 50), (2, 64, 3, 5, 4)]:
+    x, other, bias = torch.randn(shape), torch.randn(shape), torch.randn(shape[1])
+    moved = x + bias[(slice(None), *[None] * (len(shape) - 2))]
+    assert_close(add_bias(x.clone(), bias), moved)
+    assert_close(add_bias(x.clone(), bias, other), moved + other)
+for shape in [(2, 5, 128), (3000, 24), (7, 11, 2560)]:
+    x = torch.randn(shape)
+    value, gate = x.chunk(2, dim=-1)
+    assert_close(gated_gelu(x), value * nn.functional.gelu(gate))
+"""
+
+_NETWORKS = """
+from unit.diffusion.viewcrafter import test_fast_layer as fast
+from fvgen_recon.diffusion.viewcrafter import fused
+from fvgen_recon.diffusion.viewcrafter.upsample import merge_upsampling_layers
+
+unet, vae = fast._parts()
+expected, names = fast._outputs(unet, vae), (list(unet.state_dict()), list(vae.state_dict()))
+unet.to_channels_last()
+for module in (unet, vae):
+    merge_upsampling_layers(module)
+    fused.use_fused_layers(module)
+assert (list(unet.state_dict()), list(vae.state_dict())) == names
+kinds = {type(m) for net in (unet, vae) for m in net.modules()}
+assert not kinds & set(fused._FUSED) - {nn.Conv2d}
+assert fused.FusedConv in kinds
+for value, plain in zip(fast._outputs(unet, vae), expected, strict=True):
+    assert_close(value, plain, atol=1e-4, rtol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _NETWORKS])
+def test_kernels_equal_plain_layers(body):
+    # Kernels run in Triton's interpreter, which is chosen when Triton is imported.
+    root = Path(__file__).parents[4]
+    paths = f"{root}{os.pathsep}{root / 'tests'}"
+    done = subprocess.run(
+        [sys.executable, "-c", _SETUP + body],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_replayed_forward_runs_as_before_without_a_gpu():
+    unet = make_unet()
+    replay_forward(unet)
+    replay_forward(unet)
+    assert isinstance(unet.forward, ReplayedForward)
+    assert not isinstance(unet.forward.plain, ReplayedForward)
+    x, t, context = torch.randn(1, 8, 4, 8, 8), torch.tensor([3]), torch.randn(1, 93, 24)
+    with torch.no_grad():
+        expected = unet.forward.plain(x, t, context)[0]
+        output, features = unet(x, t, context, return_mid=True)
+    assert torch.equal(output, expected)
+    assert len(features) == 1

@@ -4,7 +4,7 @@
 
 Runs `benchmarks/distill_scale.py` several times, in this order:
 
-1. all cards, full size: both stages, sharded (FSDP2), one clip a card;
+1. all cards, full size: both stages, one clip a card;
 2. one card with the same clips an update, accumulated; beside it, on another card, the same clips
    in one batch. The first shows scaling and equal losses, and its distance to the second is what
    bfloat16 alone does to the losses;
@@ -63,15 +63,15 @@ class Options:
     width: int = 512
     """Image width in pixels."""
     budget_s: float = 170.0
-    """Seconds for the iterations of the first part."""
+    """Seconds for the iterations of each run of the first two parts."""
     scratch: Path | None = None
     """Where checkpoints go; the folder of the results where none is given."""
     checkpointing: bool = True
     """Recompute activations in the backward pass."""
-    compile_blocks: bool = False
-    """Compile the networks of the first two parts."""
-    kernels: Path | None = None
-    """File of compiled kernels, loaded where it exists."""
+    mode: str = "shards"
+    """How the first two parts run: a mode of the other script."""
+    resume_mode: str = "shards"
+    """How the last two parts run."""
     parts: str = "cards,reference,resume"
     """Which parts to run."""
     limit_s: float = 600.0
@@ -150,7 +150,7 @@ class Launcher:
         words = [word for key, value in settings.items() for word in option(key, value)]
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(run.processes)]
         port = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-        device = option("cpu", options.cpu) + option("checkpointing", options.checkpointing)
+        device = ["--cpu"] if options.cpu else []
         return [sys.executable, *launcher, *port, str(SCRIPT), *words, *device]
 
     def environment(self, run: Run) -> dict[str, str]:
@@ -163,9 +163,7 @@ class Launcher:
 
 
 def option(key: str, value: object) -> list[str]:
-    """Return the words of an option; none is left out."""
-    if value is None:
-        return []
+    """Return the words of an option."""
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no-{key}"]
     return [f"--{key}", str(value)]
@@ -182,8 +180,8 @@ def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
     """Return the run on all cards, and those on one card that it is compared with."""
     common: dict[str, object] = {
         "network": options.network,
-        "compile-blocks": options.compile_blocks,
-        "kernels": options.kernels,
+        "mode": options.mode,
+        "checkpointing": options.checkpointing,
     }
     cards = Run(
         name="cards",
@@ -191,19 +189,25 @@ def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
         arguments=common | {"steps": options.steps, "budget-s": options.budget_s},
     )
     # The same recipe, stopped early in each stage: the time of a stage ends with its budget.
-    few = common | {"steps": options.reference_steps}
+    few = common | {"steps": options.reference_steps, "budget-s": options.budget_s}
+    # Several clips at once need the memory that recomputing saves.
+    batched = few | {
+        "batch-size": options.cards,
+        "checkpointing": True,
+        "mode": "half" if options.mode == "recorded" else options.mode,
+    }
     return [cards], [
         Run(
             name="accumulated", processes=1, arguments=few | {"accumulation": options.cards}, card=0
         ),
-        Run(name="batched", processes=1, arguments=few | {"batch-size": options.cards}, card=1),
+        Run(name="batched", processes=1, arguments=batched, card=1),
     ]
 
 
 def resume_runs(options: Options) -> tuple[list[Run], list[Run]]:
     """Return two straight runs that write a checkpoint, and two that go on from the other's."""
     scratch = options.scratch or options.out
-    common = {"network": options.resume_network, "steps": 4}
+    common = {"network": options.resume_network, "steps": 4, "mode": options.resume_mode}
     straight, resumed = [], []
     for name, other, processes in (("many", "one", options.cards), ("one", "many", 1)):
         card = 0 if processes == 1 and not options.cpu else None

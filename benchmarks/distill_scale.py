@@ -6,9 +6,9 @@ The `paper` recipe runs through the real trainer, on one card or, sharded, on se
     torchrun --nproc-per-node 2 benchmarks/distill_scale.py --out scale.json --steps 30
 
 An iteration is five updates of the judges and one of the student. Results are written after each
-one. With `--breakdown` one more iteration of each stage is taken apart, and the kernels of one
-update are listed. `--variants` measures several ways of running one after the other.
-`benchmarks/distill_cards.py` runs and compares several of these.
+one. With `--breakdown` one more iteration of each stage is taken apart. `--variants` measures
+several ways of running one after the other. `benchmarks/distill_cards.py` runs and compares several
+of these.
 """
 
 import copy
@@ -53,11 +53,12 @@ WIDTHS = {
 }
 """Widths of the levels and of an attention head."""
 
-VARIANTS: Mapping[str, Mapping[str, bool]] = {
-    "recomputed": {"checkpointing": True, "compile_blocks": False},
-    "stored": {"checkpointing": False, "compile_blocks": False},
-    "compiled": {"checkpointing": False, "compile_blocks": True},
-    "compiled-recomputed": {"checkpointing": True, "compile_blocks": True},
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "recorded": {"mode": "recorded", "checkpointing": False},
+    "half": {"mode": "half", "checkpointing": False},
+    "stored": {"mode": "shards", "checkpointing": False},
+    "recomputed": {"mode": "shards", "checkpointing": True},
+    "compiled": {"mode": "shards", "checkpointing": False, "compile_blocks": True},
 }
 """Ways of running that `--variants` knows."""
 
@@ -87,6 +88,9 @@ class Options:
     """Image height in pixels."""
     width: int = 512
     """Image width in pixels."""
+    mode: Literal["shards", "autocast", "half", "recorded"] = "shards"
+    """Shards where a launcher started the process, else copies with autocast; copies with bfloat16
+    weights; or these with calls recorded as CUDA graphs."""
     compile_blocks: bool = False
     """Compile the networks' blocks."""
     checkpointing: bool = True
@@ -97,6 +101,8 @@ class Options:
     """Which stages to run."""
     breakdown: bool = False
     """Take one more iteration of each stage apart."""
+    profile: bool = False
+    """List the kernels of an update of the judges, too."""
     kernels: Path | None = None
     """File of compiled kernels: loaded where it exists, written at the end."""
     budget_s: float = 1e9
@@ -194,6 +200,9 @@ def train_settings(options: Options) -> TrainSettings:
         batch_size=options.batch_size,
         accumulation=options.accumulation,
         precision="fp32" if options.cpu else "bf16",
+        parallel="fsdp" if options.mode == "shards" else "ddp",
+        half_weights=options.mode in ("half", "recorded") and not options.cpu,
+        record_calls=options.mode == "recorded" and not options.cpu,
         activation_checkpointing=options.checkpointing,
         compile_blocks=options.compile_blocks,
         log_every=1,
@@ -337,8 +346,9 @@ class Measurement:
         stopwatch.is_on = False
         entry["breakdown"] = parts
         self.keep()
-        entry["kernels_of_judges"] = kernel_shares(lambda: self.trainer.run(stop_after=1))
-        self.keep()
+        if self.options.profile:
+            entry["kernels_of_judges"] = kernel_shares(lambda: self.trainer.run(stop_after=1))
+            self.keep()
 
     def stopped(self) -> bool:
         """Tell whether the run was to end here."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fvgen_recon.pointcloud.base import PointCloudEstimator
+from fvgen_recon.pointcloud.combined import CombinedStereo
 from fvgen_recon.pointcloud.dataset import DatasetPoints
 from fvgen_recon.pointcloud.dust3r import Dust3r
 from fvgen_recon.pointcloud.frustum import RandomPoints
@@ -12,6 +13,7 @@ from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 ESTIMATORS: dict[str, Callable[[], PointCloudEstimator]] = {
     "plane-sweep": PlaneSweep,
     "mvs": LearnedStereo,
+    "stereo": CombinedStereo,
     "dataset": DatasetPoints,
     "dust3r": Dust3r,
     "random": RandomPoints,

@@ -85,7 +85,9 @@ class SceneSource:
         self.capture = capture
         self.split = split
         self._photo_size = photo_size(capture, split.inputs[0])
-        self.size = _choose_size([photo_size(capture, i) for i in split.inputs], long_side)
+        sizes = [photo_size(capture, i) for i in split.inputs]
+        self._whole_size = _choose_size(sizes, 0)
+        self.size = _choose_size(sizes, long_side)
         native = [capture.cameras[i] for i in split.inputs]
         self.similarity = fit_similarity(
             replace(
@@ -148,8 +150,15 @@ class SceneSource:
         return ESTIMATORS[estimator]().estimate(self.small_scene(long_side).to(device)).to("cpu")
 
     def small_scene(self, long_side: int) -> Scene:
-        """Return the input views with a longer side of at most `long_side` pixels."""
-        return fit_scene(self.scene, *working_size(*self.size, long_side, 1))
+        """Return the input views with a longer side of at most `long_side` pixels.
+
+        That may be larger than the size that is trained on: depth is found better in more pixels.
+        """
+        size = working_size(*self._whole_size, long_side, 1)
+        if size[0] <= self.size[0] and size[1] <= self.size[1]:
+            return fit_scene(self.scene, *size)
+        scene = load_scene(self.capture, self.split.inputs, height=size[0], width=size[1])
+        return self.similarity.scene(scene)
 
 
 def _choose_size(sizes: list[tuple[int, int]], long_side: int) -> tuple[int, int]:

@@ -1,0 +1,47 @@
+"""Of two depths the surer is taken, pixel by pixel."""
+
+from dataclasses import dataclass
+
+import torch
+from factories import make_scene
+
+from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud.combined import CombinedStereo
+from fvgen_recon.pointcloud.depth_map import DepthMaps
+from fvgen_recon.types import Scene
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A source whose answer is given."""
+
+    maps: DepthMaps
+
+    def estimate_depth(self, scene: Scene) -> DepthMaps:
+        del scene
+        return self.maps
+
+
+def test_the_surer_depth_is_taken(rng):
+    scene = make_scene(2, 6, 8)
+    answers = [
+        DepthMaps(
+            depth=torch.rand(2, 6, 8, generator=rng) + at,
+            confidence=torch.rand(2, 6, 8, generator=rng),
+        )
+        for at in (1, 3)
+    ]
+    first, second = (_Known(maps) for maps in answers)
+    stereo = CombinedStereo(sweep=first, network=second)
+    found, cloud = stereo.estimate_depth(scene), stereo.estimate(scene)
+    is_first = answers[0].confidence > answers[1].confidence
+    assert is_first.any()
+    assert not is_first.all()
+    assert torch.equal(found.depth < 2, is_first)
+    assert (found.confidence >= answers[0].confidence).all()
+    assert torch.equal(cloud.confidence, found.confidence.flatten())
+    assert len(cloud) == 2 * 6 * 8
+
+
+def test_a_user_can_name_it():
+    assert isinstance(ESTIMATORS["stereo"](), CombinedStereo)

@@ -44,7 +44,7 @@ from fvgen_recon.diffusion.viewcrafter.kernels.norm import group_norm
 
 for shape, offset in [
     ((3, 64, 5), 0.0), ((2, 320, 17, 9), 0.0), ((2, 96, 4, 6, 7), 300.0), ((1, 1920, 2, 3), 1.0),
-    ((1, 64, 100, 130), 3.0), ((2, 32, 1, 1), 0.0)
+    ((1, 64, 30, 40), 3.0), ((2, 32, 1, 1), 0.0)
 ]:
     norm = nn.GroupNorm(32, shape[1], eps=1e-5)
     nn.init.normal_(norm.weight)
@@ -57,10 +57,10 @@ for shape, offset in [
         norm.float()
         # One number a group has variance 0, and 1 / sqrt(eps) multiplies its rounding by 316.
         tolerance = 2e-5 + 2e-6 * offset if x[0, 0].numel() > 1 else 1e-4
-        out = group_norm(x, norm, added=added)
+        silu = added is not None
+        out = group_norm(x, norm, added=added, silu=silu)
+        expected = nn.functional.silu(expected) if silu else expected
         assert_close(out, expected, atol=tolerance, rtol=1e-5)
-        out = group_norm(x, norm, added=added, silu=True)
-        assert_close(out, nn.functional.silu(expected), atol=tolerance, rtol=1e-5)
 assert_close(
     group_norm(torch.full((1, 32, 4, 4), 7.0), nn.GroupNorm(32, 32)), torch.zeros(1, 32, 4, 4)
 )
@@ -104,6 +104,7 @@ for value, plain in zip(fast._outputs(unet, vae), expected, strict=True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _NETWORKS])
 def test_kernels_equal_plain_layers(body):
     # Kernels run in Triton's interpreter, which is chosen when Triton is imported.

@@ -194,7 +194,7 @@ def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
     batched = few | {
         "batch-size": options.cards,
         "checkpointing": True,
-        "mode": "half" if options.mode == "recorded" else options.mode,
+        "mode": "half" if options.mode in ("recorded", "fused") else options.mode,
     }
     return [cards], [
         Run(

@@ -54,6 +54,7 @@ WIDTHS = {
 """Widths of the levels and of an attention head."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "fused": {"mode": "fused", "checkpointing": False},
     "recorded": {"mode": "recorded", "checkpointing": False},
     "half": {"mode": "half", "checkpointing": False},
     "stored": {"mode": "shards", "checkpointing": False},
@@ -88,9 +89,9 @@ class Options:
     """Image height in pixels."""
     width: int = 512
     """Image width in pixels."""
-    mode: Literal["shards", "autocast", "half", "recorded"] = "shards"
+    mode: Literal["shards", "autocast", "half", "recorded", "fused"] = "shards"
     """Shards where a launcher started the process, else copies with autocast; copies with bfloat16
-    weights; or these with calls recorded as CUDA graphs."""
+    weights; these with calls recorded as CUDA graphs; these with kernels of our own."""
     compile_blocks: bool = False
     """Compile the networks' blocks."""
     checkpointing: bool = True
@@ -201,8 +202,9 @@ def train_settings(options: Options) -> TrainSettings:
         accumulation=options.accumulation,
         precision="fp32" if options.cpu else "bf16",
         parallel="fsdp" if options.mode == "shards" else "ddp",
-        half_weights=options.mode in ("half", "recorded") and not options.cpu,
-        record_calls=options.mode == "recorded" and not options.cpu,
+        half_weights=options.mode in ("half", "recorded", "fused") and not options.cpu,
+        record_calls=options.mode in ("recorded", "fused") and not options.cpu,
+        fused_calls=options.mode == "fused" and not options.cpu,
         activation_checkpointing=options.checkpointing,
         compile_blocks=options.compile_blocks,
         log_every=1,

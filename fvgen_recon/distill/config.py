@@ -219,6 +219,8 @@ class TrainSettings:
     record_calls: bool = False
     """On GPUs: replay the calls of the large networks as CUDA graphs. Needs `half_weights` and no
     shards, and clips that no other thread prepares on the same GPU."""
+    fused_calls: bool = False
+    """Run recorded calls without gradients in this project's GPU kernels; ViewCrafter only."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them."""
     compile_blocks: bool = False
@@ -242,6 +244,8 @@ class TrainSettings:
             raise InputError(
                 "record_calls needs half_weights: other weights are cast in each call."
             )
+        if self.fused_calls and not self.record_calls:
+            raise InputError("fused_calls needs record_calls.")
         counts = (self.batch_size, self.accumulation, self.log_every, self.keep_last)
         if min(counts) < 1 or not self.phases:
             raise InputError(

@@ -116,7 +116,7 @@ class Ensemble:
             recordings = Recordings()
             for module in (self.plain["student"], self.plain.get("critic"), self.teacher):
                 if module is not None:
-                    recordings.record(module)
+                    recordings.record(module, fused=settings.fused_calls)
 
     def roles(self, turn: Turn) -> Roles:
         """Return the roles for a turn: those that train are wrapped, the others are not."""

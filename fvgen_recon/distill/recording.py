@@ -5,6 +5,7 @@ must stay where they are. Calls with gradients to the input, and calls whose rec
 they would have without.
 """
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,9 +39,14 @@ class Recordings:
     is_open: bool = False
     """A recorded forward with gradients waits for its backward."""
 
-    def record(self, backbone: nn.Module) -> None:
-        """Replay the calls of a backbone from now on, in place."""
-        recorder = _Recorder(backbone, self)
+    def record(self, backbone: nn.Module, *, fused: bool = False) -> None:
+        """Replay the calls of a backbone from now on, in place.
+
+        Args:
+            backbone: The network.
+            fused: Run calls without gradients in this project's GPU kernels, where those suit it.
+        """
+        recorder = _Recorder(backbone, self, fused=fused)
         backbone.forward = recorder.forward
         if hasattr(backbone, "features"):
             backbone.__dict__["features"] = recorder.features
@@ -72,7 +78,8 @@ class _Core(nn.Module):
 class _Recorder:
     """Stands in for a backbone's calls."""
 
-    def __init__(self, backbone: nn.Module, shared: Recordings) -> None:
+    def __init__(self, backbone: nn.Module, shared: Recordings, *, fused: bool) -> None:
+        self.fused = _fused_twin(backbone) if fused else None
         # A second shell around the same parts, whose own calls stay plain.
         self.plain = backbone.__class__.__new__(backbone.__class__)
         self.plain.__dict__.update(backbone.__dict__)
@@ -104,6 +111,11 @@ class _Recorder:
         return self.made[key](*args)
 
     def _record(self, wanted: Wanted, args: tuple[Tensor, ...], *, trains: bool) -> Call:
+        if self.fused is not None and not trains:
+            try:
+                return self._untrained(_Core(self.fused, wanted), args)
+            except Exception as error:
+                _log.warning("A call runs without kernels of our own: %s", error)
         core = _Core(self.plain, wanted)
         try:
             return self._trained(core, args) if trains else self._untrained(core, args)
@@ -153,3 +165,13 @@ class _Recorder:
             return tuple(output.clone() for output in outputs)
 
         return replay
+
+
+def _fused_twin(backbone: nn.Module) -> nn.Module:
+    """Return the same network, on the same weights, in layers that have no gradients."""
+    from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
+
+    memo = {id(x): x for x in (*backbone.parameters(), *backbone.buffers())}
+    twin = copy.deepcopy(backbone, memo)
+    use_fused_layers(twin)
+    return twin

@@ -82,6 +82,7 @@ _FREE_TO_CHANGE = (
     "checkpoint_every",
     "compile_blocks",
     "divergence_factor",
+    "fused_calls",
     "half_weights",
     "keep_last",
     "log_every",

@@ -5,6 +5,8 @@ convolutions and the time embedding are not added in passes of their own: what f
 Inputs and outputs are channels-last.
 """
 
+from collections.abc import Set
+
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
@@ -98,26 +100,35 @@ class FusedUpsample(MergedUpsample):
         return add_bias(self.convolve(hidden_states), self.conv.bias)
 
 
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.GroupNorm: FusedNorm,
-    nn.Conv2d: FusedConv,
-    GEGLU: FusedGatedGelu,
-    ResnetBlock2D: FusedResnetBlock,
-    TemporalConv: FusedTemporalConv,
-    MergedUpsample: FusedUpsample,
+_FUSED: dict[type[nn.Module], tuple[type[nn.Module], set[str]]] = {
+    nn.GroupNorm: (FusedNorm, {"norm"}),
+    nn.Conv2d: (FusedConv, {"pointwise"}),
+    GEGLU: (FusedGatedGelu, {"pointwise"}),
+    ResnetBlock2D: (FusedResnetBlock, {"norm", "pointwise"}),
+    TemporalConv: (FusedTemporalConv, {"norm", "pointwise"}),
+    MergedUpsample: (FusedUpsample, {"pointwise"}),
 }
+"""Fused layers in the place of plain ones, and the kernels that they need."""
+
+ALL_KERNELS = frozenset({"norm", "pointwise", "frames"})
 
 
-def use_fused_layers(module: nn.Module) -> None:
-    """Turn the layers inside a module into fused ones; parameters and their names stay."""
+def use_fused_layers(module: nn.Module, kernels: Set[str] = ALL_KERNELS) -> None:
+    """Turn the layers inside a module into fused ones; parameters and their names stay.
+
+    Args:
+        module: The module.
+        kernels: Names of the kernels that may be used.
+    """
     for child in module.modules():
-        fused = _FUSED.get(type(child))
-        if fused is not None and _suits(child):
+        fused, needed = _FUSED.get(type(child), (None, set()))
+        if fused is not None and needed <= kernels and _suits(child):
             child.__class__ = fused
-        if isinstance(getattr(child, "conv_norm_out", None), nn.GroupNorm):
+        if "norm" in kernels and isinstance(getattr(child, "conv_norm_out", None), nn.GroupNorm):
             child.conv_norm_out.__class__ = FusedNorm  # type: ignore[union-attr]
             child.conv_norm_out.silu, child.conv_act = True, nn.Identity()  # type: ignore[union-attr]
-    use_frame_kernels(module)
+    if "frames" in kernels:
+        use_frame_kernels(module)
 
 
 def _suits(child: nn.Module) -> bool:

@@ -194,7 +194,8 @@ class ClipPipeline(DiffusionPipeline):
         """Run UNet and autoencoder in this project's GPU kernels, for inference only.
 
         Ready in seconds and for every size, unlike `enable_compilation`, which this replaces.
-        Values change by rounding only. Evaluations of the UNet are recorded once for each size of
+        Values change by rounding only. Kernels are tried first, and one that does not work on this
+        GPU is left out with a warning. Evaluations of the UNet are recorded once for each size of
         clip as a CUDA graph, which keeps the memory of their activations. cuDNN is told to search
         for the fastest convolutions. Later changes of the weights of upsampling layers are not
         seen.
@@ -208,14 +209,16 @@ class ClipPipeline(DiffusionPipeline):
                 "enable_kernels."
             )
         from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
+        from fvgen_recon.diffusion.viewcrafter.kernels.check import working_kernels
 
+        kernels = working_kernels(self.device, self.unet.dtype)
         torch.backends.cudnn.benchmark = True
         self.unet.to_channels_last()
         for module in (self.vae.encoder, self.vae.decoder):
             module.to(memory_format=torch.channels_last)
         for module in (self.unet, self.vae):
             merge_upsampling_layers(module)
-            use_fused_layers(module)
+            use_fused_layers(module, kernels)
         replay_forward(self.unet)
 
     def _chunk_feed_forward(self, size: int | None) -> None:

@@ -1,5 +1,6 @@
 """A network's evaluation kept as one CUDA graph, so that the host queues it in one call."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,14 @@ class ReplayedForward:
 
     It stands for forwards of the form `(tensors) -> (output, features)`. Calls that want features
     or gradients, or are not on a GPU, run as before. Weights may change in place; where they have
-    moved, the forward is recorded again.
+    moved, the forward is recorded again. What cannot be recorded runs as before, with a warning.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.plain: Callable[..., Any] = module.forward
         self._recordings: dict[tuple[Any, ...], _Recording] = {}
+        self._refused: set[tuple[Any, ...]] = set()
         self._place: tuple[int, ...] = ()
 
     def __call__(
@@ -41,11 +43,18 @@ class ReplayedForward:
             return self.plain(*inputs, return_mid=return_mid)
         self._forget_moved()
         key = tuple(x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+        if key in self._refused:
+            return self.plain(*inputs)
         recording = self._recordings.pop(key, None)
         if recording is None:
             while len(self._recordings) >= _KEPT:
                 del self._recordings[next(iter(self._recordings))]
-            recording = self._record(inputs)
+            try:
+                recording = self._record(inputs)
+            except RuntimeError as error:  # Out of memory, or a layer that cannot be recorded.
+                warnings.warn(f"An evaluation was not recorded: {error}", stacklevel=2)
+                self._refused.add(key)
+                return self.plain(*inputs)
         self._recordings[key] = recording
         for kept, x in zip(recording.inputs, inputs, strict=True):
             if x is not None:
@@ -61,6 +70,7 @@ class ReplayedForward:
         place = tuple(x.data_ptr() for x in self.module.parameters())
         if place != self._place:
             self._recordings.clear()
+            self._refused.clear()
             self._place = place
 
     def _record(self, inputs: tuple[Tensor | None, ...]) -> _Recording:

@@ -10,6 +10,7 @@ from unit.diffusion.viewcrafter.small import make_unet
 from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forward
 
 pytest.importorskip("triton")
+from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
 
 _SETUP = """
 import torch
@@ -97,15 +98,30 @@ for module in (unet, vae):
     fused.use_fused_layers(module)
 assert (list(unet.state_dict()), list(vae.state_dict())) == names
 kinds = {type(m) for net in (unet, vae) for m in net.modules()}
-assert not kinds & set(fused._FUSED) - {nn.Conv2d}
+assert not kinds & set(fused._FUSED) - {nn.Conv2d}, kinds
 assert fused.FusedConv in kinds
 for value, plain in zip(fast._outputs(unet, vae), expected, strict=True):
     assert_close(value, plain, atol=1e-4, rtol=1e-4)
 """
 
 
+_CHECK = """
+import warnings
+from fvgen_recon.diffusion.viewcrafter.kernels import check
+
+device = torch.device("cpu")
+assert check.working_kernels(device, torch.float32) == {"norm", "pointwise", "frames"}
+check.add_bias = lambda x, bias, other: x
+check.frame_attention = None
+with warnings.catch_warnings(record=True) as seen:
+    assert check.working_kernels(device, torch.float32) == {"norm"}
+assert "'pointwise' is left out: its relative error" in str(seen[0].message)
+assert "'frames' is left out: TypeError" in str(seen[1].message)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _NETWORKS])
+@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _NETWORKS, _CHECK])
 def test_kernels_equal_plain_layers(body):
     # Kernels run in Triton's interpreter, which is chosen when Triton is imported.
     root = Path(__file__).parents[4]
@@ -118,6 +134,13 @@ def test_kernels_equal_plain_layers(body):
         env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_without_kernels_layers_stay_plain():
+    unet = make_unet()
+    kinds = [type(module) for module in unet.modules()]
+    use_fused_layers(unet, set())
+    assert [type(module) for module in unet.modules()] == kinds
 
 
 def test_a_replayed_forward_runs_as_before_without_a_gpu():

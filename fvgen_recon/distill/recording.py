@@ -79,7 +79,7 @@ class _Recorder:
     """Stands in for a backbone's calls."""
 
     def __init__(self, backbone: nn.Module, shared: Recordings, *, fused: bool) -> None:
-        self.fused = _fused_twin(backbone) if fused else None
+        self.fused = fused_twin(backbone) if fused else None
         # A second shell around the same parts, whose own calls stay plain.
         self.plain = backbone.__class__.__new__(backbone.__class__)
         self.plain.__dict__.update(backbone.__dict__)
@@ -167,7 +167,7 @@ class _Recorder:
         return replay
 
 
-def _fused_twin(backbone: nn.Module) -> nn.Module:
+def fused_twin(backbone: nn.Module) -> nn.Module:
     """Return the same network, on the same weights, in layers that have no gradients."""
     from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
 

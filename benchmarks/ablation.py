@@ -157,7 +157,7 @@ def _train_and_score(task: Task) -> dict[str, Any]:
         method=variant.get("method", "fvgen-splat-none"),
         iterations=options.iterations,
         device=options.device,
-        estimator=variant.get("estimator", "plane-sweep"),
+        estimator=variant.get("estimator", "stereo"),
         seed=options.seed,
         overrides=tuple(variant.get("overrides", ())),
     )

@@ -51,8 +51,9 @@ class Options(SceneOptions):
     """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere."""
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
-    estimator: str = "plane-sweep"
-    """Initialisation of every method: plane-sweep (inputs only) or dataset (leaks test views)."""
+    estimator: str = "stereo"
+    """Initialisation of every method: stereo, plane-sweep or mvs (of the inputs alone), or dataset
+    (leaks test views)."""
     seed: int = 0
     """Seed of every method."""
     overrides: tuple[str, ...] = ()

@@ -55,6 +55,8 @@ class Options(SceneOptions):
     """Training steps."""
     work: Path = Path("outputs/scene_time")
     """Where folds and trials are kept."""
+    estimator: str = "stereo"
+    """Where the points come from."""
     repeats: int = 3
     """Clips of each generator that are timed after one that warms it up."""
     generator_size: tuple[int, int] = (320, 512)
@@ -65,7 +67,7 @@ def time_scene(case: Case, method: str, options: Options, jury: Jury) -> dict[st
     """Run one method on one scene, alone, and return its seconds by part."""
     settings = Settings(
         iterations=options.iterations,
-        estimator="plane-sweep",
+        estimator=options.estimator,
         seed=0,
         overrides=(),
         device=options.device,

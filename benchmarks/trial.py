@@ -24,6 +24,8 @@ from fvgen_recon.evaluation.fold import Fold, read_fold
 from fvgen_recon.io.file import read_json, write_json
 from fvgen_recon.io.image import write_image
 
+MIN_POINTS = 10
+"""Fewer points are no start: the plugin refuses them."""
 Clock = dict[str, float]
 """Seconds by part."""
 
@@ -42,7 +44,7 @@ class Options:
     """Training steps."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train."""
-    estimator: str = "plane-sweep"
+    estimator: str = "stereo"
     """Where the points to start from come from; `dataset` uses more than the inputs."""
     seed: int = 0
     """Seed of the training."""
@@ -93,6 +95,25 @@ def build_config(options: Options, fold: Fold) -> Any:
     for override in options.overrides:
         apply_override(config, override)
     return config
+
+
+def start_anywhere(config: Any) -> str:
+    """Let a trial start from random Gaussians, as nerfstudio does, where a scene brings no points.
+
+    Returns:
+        The initialisation to note.
+    """
+    parser = config.pipeline.datamanager.dataparser
+    if parser.estimator != "dataset":
+        return parser.estimator
+    try:
+        num_points = len(parser.setup().points)
+    except InputError:
+        num_points = 0
+    if num_points >= MIN_POINTS:
+        return parser.estimator
+    parser.estimator, config.pipeline.model.random_init = "random", True
+    return f"random, as the scene brings {num_points} points"
 
 
 def apply_override(config: Any, override: str) -> None:
@@ -200,6 +221,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run the trial and return what `trial.json` holds."""
     fold = read_fold(options.fold)
     config = build_config(options, fold)
+    start = start_anywhere(config)
     torch.manual_seed(options.seed)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -210,7 +232,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     say(f"{options.method}: {clock['total']:.0f} s")
     return {
         "method": options.method,
-        "initialisation": config.pipeline.datamanager.dataparser.estimator,
+        "initialisation": start,
         "iterations": options.iterations,
         "seed": options.seed,
         "overrides": list(options.overrides),

@@ -10,6 +10,8 @@ from fvgen_recon.densify.schedule import MixingSchedule
 class SparsePrior:
     """What keeps a splat of few photos from explaining them by wrong shapes."""
 
+    estimator: str = "stereo"
+    """Where the points come from: one of `pointcloud.ESTIMATORS`."""
     min_confidence: float = 0.0
     """Points below this confidence are no start for a Gaussian."""
     seed_size: float = 0.4
@@ -118,6 +120,6 @@ def cpu_splat() -> SplatRecipe:
         stop_screen_size_at=300,
         cull_alpha_thresh=0.02,
         steps_per_save=1000,
-        prior=SparsePrior(strategy="default", dropout=0.0),
+        prior=SparsePrior(estimator="plane-sweep", strategy="default", dropout=0.0),
         mixing=MixingSchedule(share=0.2, end=0.5),
     )

@@ -53,7 +53,8 @@ class FvgenDataParserConfig(DataParserConfig):
     long_side: int = 0
     """Longer side of the photos in training and evaluation, in pixels; 0 keeps their size."""
     estimator: str = "plane-sweep"
-    """Where the points to start from come from: plane-sweep, dataset, dust3r or random."""
+    """Where the points to start from come from: plane-sweep, mvs, stereo (of
+    both the surer), dataset, dust3r or random."""
     estimator_long_side: int = 512
     """Longer image side that points are estimated at, in pixels."""
     num_points: int = 100_000

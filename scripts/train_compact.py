@@ -31,6 +31,7 @@ from fvgen_recon.distill.pretrain import (
     Perceptual,
     PretrainConfig,
     Pretraining,
+    autocast,
     plain_sources,
     pretrain,
 )
@@ -82,6 +83,8 @@ class Arguments:
     """How many paths to render, instead of the recipe's."""
     compile: bool = True
     """Compile the network's parts where there is a GPU."""
+    record: bool = True
+    """Replay the networks' calls as CUDA graphs where there is a GPU."""
     seed: int = 0
 
 
@@ -203,7 +206,7 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
         concat=noise(config.condition_channels), context=context, null_context=context
     )
     for _ in range(3):
-        with torch.autocast("cuda", torch.bfloat16):
+        with autocast(run.device):
             z, _ = model(
                 noise(config.latent_channels), torch.ones(count, device=run.device), condition
             )
@@ -216,7 +219,9 @@ def _warm_up(run: Run, model: CompactBackbone) -> None:
 def _variants(steps: tuple[int, ...]) -> list[tuple[int, FewStepKind, float]]:
     """Numbers of steps with both samplers; at four steps other spacings of the times too."""
     kinds: tuple[FewStepKind, ...] = ("sde", "ode")
-    plain = [(n, kind, 1.0) for n in steps for kind in kinds if n > 1 or kind == "sde"]
+    plain: list[tuple[int, FewStepKind, float]] = [
+        (n, kind, 1.0) for n in steps for kind in kinds if n > 1 or kind == "sde"
+    ]
     return plain + [(4, kind, shift) for kind in kinds for shift in _SHIFTS if 4 in steps]
 
 
@@ -366,6 +371,7 @@ def main(args: Arguments) -> None:
         device=device,
         seed=args.seed,
         is_compiled=args.compile and device.type == "cuda",
+        is_recorded=args.record and device.type == "cuda",
     )
     millions = sum(p.numel() for p in cast.model.parameters()) / 1e6
     run.say(f"{millions:.1f} M parameters on {device}")

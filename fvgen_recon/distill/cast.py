@@ -15,6 +15,7 @@ from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig
 from fvgen_recon.distill.config import DmdSettings
+from fvgen_recon.distill.graph import record_calls
 from fvgen_recon.distill.pretrain import Perceptual
 from fvgen_recon.distill.role import LatentDistance, Roles
 from fvgen_recon.errors import WeightsError
@@ -40,6 +41,8 @@ class Cast:
     """Heads on the teacher's features; they stay from stage to stage."""
     is_compiled: bool
     """Whether the blocks of what trains, and of whom it learns from, are compiled."""
+    is_recorded: bool
+    """Whether calls of those replay CUDA graphs."""
 
     def follow_average(self, *, teach: bool) -> None:
         """Go on from the average after a stage; `teach` makes it the teacher too."""
@@ -55,8 +58,7 @@ class Cast:
         critic = None
         if isinstance(config.settings, DmdSettings):
             critic = _twin(self.teacher).train().requires_grad_(True)
-            if self.is_compiled:
-                critic.compile_parts()
+            _speed_up(critic, is_compiled=self.is_compiled, is_recorded=self.is_recorded)
         return Roles(
             schedule=FlowSchedule(num_timesteps=self.model.config.num_timesteps),
             student=self.model,
@@ -96,6 +98,7 @@ def make_cast(
     device: torch.device,
     seed: int,
     is_compiled: bool = False,
+    is_recorded: bool = False,
 ) -> Cast:
     """Build the networks anew or from what an earlier run kept.
 
@@ -106,6 +109,7 @@ def make_cast(
         device: Where to put them.
         seed: Seed of new weights.
         is_compiled: Compile the blocks.
+        is_recorded: Replay CUDA graphs; for a GPU only.
 
     Raises:
         WeightsError: A folder is incomplete or damaged, or the two differ in shape.
@@ -122,16 +126,24 @@ def make_cast(
     disc = ClipDiscriminator(channels, layers=(0, 1, 2), width=_DISC_WIDTH)
     if init is not None and (init / _DISC).is_file():
         disc.load_state_dict(_read_disc(init / _DISC, disc))
-    if is_compiled:
-        for backbone in (model, expert):
-            backbone.compile_parts()
+    average = _twin(model)
+    for backbone in (model, expert):
+        _speed_up(backbone, is_compiled=is_compiled, is_recorded=is_recorded)
     return Cast(
         is_compiled=is_compiled,
+        is_recorded=is_recorded,
         model=model.to(device).train().requires_grad_(True),
-        ema=_twin(model).to(device).eval().requires_grad_(False),
+        ema=average.to(device).eval().requires_grad_(False),
         teacher=expert.to(device).eval().requires_grad_(False),
         disc=disc.to(device),
     )
+
+
+def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool) -> None:
+    if is_compiled:
+        backbone.compile_parts()
+    if is_recorded:
+        record_calls(backbone)
 
 
 def _load(folder: Path) -> CompactBackbone:

@@ -137,8 +137,10 @@ def prepare_batch(clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | 
 
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext:
-    """Bfloat16 on a GPU, nothing elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Bfloat16 on a GPU, nothing elsewhere; without a cache, which recorded calls could not use."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -103,7 +103,9 @@ def full() -> CompactRecipe:
         shares=SourceShares(real=0.75, procedural=0.25, splat=0.0),
         estimator=LearnedStereo(),
         stages=(
-            PretrainConfig(name="regression", seconds=160.0, perceptual_weight=0.4),
+            PretrainConfig(
+                name="regression", seconds=160.0, perceptual_weight=0.5, perceptual_start=0.3
+            ),
             PretrainConfig(name="teacher", seconds=220.0, learning_rate=3e-4, diffusion=True),
             *distillation_stages(),
         ),

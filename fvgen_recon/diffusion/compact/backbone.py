@@ -54,20 +54,35 @@ class CompactBackbone(nn.Module):
         return_mid: bool = False,
     ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
         """Return x0 and, if asked for, features: bottleneck, then 1/8 and 1/4 of the encoder."""
-        batch, _, num_frames = x_t.shape[:3]
+        batch = x_t.shape[0]
+        emb = self._embed(t)
+        bottom, skip2, skip1 = self._encode(x_t, emb, condition)
+        x = self.grow2(_run(self.up3, bottom, emb))
+        x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
+        x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
+        x0 = self.head(_run(self.up1, x, emb), _to_maps(condition.concat))
+        mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
+        return _to_clips(x0, batch), mid
+
+    def features(
+        self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
+    ) -> tuple[Tensor, ...]:
+        """Return the features of a call with `return_mid`, without what comes after them."""
+        maps = self._encode(x_t, self._embed(t), condition)
+        return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return self.time(t.float() / (self.config.num_timesteps - 1))
+
+    def _encode(self, x_t: Tensor, emb: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """Return bottleneck and skips as maps."""
         maps = _to_maps(condition.concat)
-        emb = self.time(t.float() / (self.config.num_timesteps - 1))
         x = torch.cat([_to_maps(x_t).to(maps.dtype), maps], dim=1)
         x = self.stem(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
         skip1 = _run(self.down1, x, emb)
         skip2 = _run(self.down2, self.shrink1(skip1), emb)
-        bottom = self._bottom(_run(self.down3, self.shrink2(skip2), emb), emb, num_frames)
-        x = self.grow2(_run(self.up3, bottom, emb))
-        x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
-        x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
-        x0 = _to_clips(self.head(_run(self.up1, x, emb), maps), batch)
-        mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
-        return x0, mid
+        deep = _run(self.down3, self.shrink2(skip2), emb)
+        return self._bottom(deep, emb, x_t.shape[2]), skip2, skip1
 
     def _bottom(self, x: Tensor, emb: Tensor, num_frames: int) -> Tensor:
         phase = rotary_phase(num_frames, x.shape[2], x.shape[3], self.config.head_dim, x.device)

@@ -27,6 +27,10 @@ class CompactConfig:
     """Channels of the time embedding."""
     max_offset_px: float = 8.0
     """How far, in pixels, the head may reach beside a pixel when it copies from a render."""
+    detail: int = 8
+    """Channels that the head unfolds to every pixel for its work at full resolution."""
+    finish: int = 32
+    """Channels of the head's convolutions at full resolution."""
     num_timesteps: int = 1000
     """Noise times run from 0 to num_timesteps - 1."""
 

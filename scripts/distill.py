@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from fvgen_recon.diffusion.backbone import VideoModel
-from fvgen_recon.distill.config import stage_rollout
+from fvgen_recon.distill.config import TrainSettings, stage_rollout
 from fvgen_recon.distill.data import (
     ClipSource,
     MemoryClips,
@@ -80,6 +80,11 @@ class Options:
     """Forwards before an update, where it should differ."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """Copies or shards, where it should differ."""
+    fast: Literal["no", "half", "recorded", "fused"] | None = None
+    """Without shards, where it should differ from the recipe: bfloat16 weights cast once an update;
+    the networks' calls recorded as CUDA graphs, too; those without gradients in our own kernels."""
+    recompute: bool | None = None
+    """Recompute activations in the backward pass, for less memory, where it should differ."""
     compile_blocks: bool = False
     """Compile the networks' blocks."""
     stop_after: int | None = None
@@ -99,9 +104,17 @@ def chosen_recipe(options: Options) -> DistillRecipe:
             ("batch_size", options.batch_size),
             ("accumulation", options.accumulation),
             ("parallel", options.parallel),
+            ("activation_checkpointing", options.recompute),
         )
         if value is not None
     }
+    fast = "no" if options.parallel == "fsdp" else options.fast
+    if fast is not None:
+        changes |= {
+            "half_weights": fast != "no",
+            "record_calls": fast in ("recorded", "fused"),
+            "fused_calls": fast == "fused",
+        }
     train = replace(recipe.train, compile_blocks=options.compile_blocks, **changes)
     return replace(recipe, train=train)
 
@@ -134,7 +147,12 @@ def load_data(
     source = open_clips(options.data / "train", model, seed=seed, device=device)
     if options.in_memory:
         return MemoryClips(clips=source.load().to(device), seed=seed, device=device), validation
-    return Prefetched(source, recipe.train.batch_size * processes.count), validation
+    stride = recipe.train.batch_size * processes.count
+    if isinstance(source, ShardSource) and source.codec is not None:
+        return Prefetched(source, stride, device, encodes=True), validation
+    # A thread that reads ahead leaves the GPU to the training.
+    source = replace(source, device=torch.device("cpu"))
+    return Prefetched(source, stride, device), validation
 
 
 def open_clips(
@@ -152,6 +170,15 @@ def open_validation(folder: Path, model: VideoModel, device: torch.device) -> Va
         return read_validation(folder, model.codec, device)
     source = open_shards(folder, seed=0, device=device, codec=model.codec)
     return shard_validation(source, model.codec, max_clips=MAX_VALIDATION)
+
+
+def trainable(train: TrainSettings, source: ClipSource) -> TrainSettings:
+    """Return the settings, without recorded calls where a thread encodes clips on the same GPU."""
+    encodes = isinstance(source, Prefetched) and source.encodes
+    if not (train.record_calls and encodes):
+        return train
+    log.info("clips have no latents and are encoded on the way, so no calls are recorded")
+    return replace(train, record_calls=False, fused_calls=False)
 
 
 def open_trackers(options: Options, processes: Processes) -> list[Tracker]:
@@ -186,7 +213,7 @@ def run(options: Options) -> None:
     )
     trackers = open_trackers(options, processes)
     trainer = Trainer(
-        recipe.train,
+        trainable(recipe.train, source),
         networks,
         source,
         options.output,

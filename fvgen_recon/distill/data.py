@@ -172,12 +172,22 @@ def write_packed(folder: Path, shards: Sequence[TrainingBatch]) -> None:
 
 
 class Prefetched:
-    """Reads the next batch in a thread while the current one is trained on."""
+    """Reads the next batch in a thread while the current one is trained on.
 
-    def __init__(self, source: ClipSource, stride: int) -> None:
-        """Wrap a source; `stride` is how far the next request's numbers lie from this one's."""
+    Args:
+        source: Gives the clips, in the CPU's memory at best.
+        stride: How far the next request's numbers lie from this one's.
+        device: Where batches are wanted; the caller's thread moves them.
+        encodes: Whether the source's thread computes on the device itself.
+    """
+
+    def __init__(
+        self, source: ClipSource, stride: int, device: torch.device, *, encodes: bool = False
+    ) -> None:
+        self.encodes = encodes
         self.source = source
         self.stride = stride
+        self.device = device
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[range, Future[TrainingBatch]] | None = None
 
@@ -190,7 +200,7 @@ class Prefetched:
         )
         after = range(numbers.start + self.stride, numbers.stop + self.stride)
         self._next = (after, self._pool.submit(self.source.batch, after))
-        return current
+        return current.to(self.device)
 
     def close(self) -> None:
         """Stop the thread."""

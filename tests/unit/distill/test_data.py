@@ -38,7 +38,7 @@ def test_every_epoch_shows_every_clip_once_in_another_order() -> None:
 def test_packed_and_memory_sources_agree(tmp_path: Path) -> None:
     disk = packed(tmp_path)
     memory = MemoryClips(clips=tiny_batch(7), seed=3, device=CPU)
-    ahead = Prefetched(disk, 2)
+    ahead = Prefetched(disk, 2, torch.device("cpu"))
     for start in (0, 2, 4, 6, 20):
         numbers = range(start, start + 2)
         want = memory.batch(numbers)

@@ -6,9 +6,12 @@ Inputs and outputs are channels-last.
 """
 
 from collections.abc import Set
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from fvgen_recon.diffusion.viewcrafter.attention import use_frame_kernels
 from fvgen_recon.diffusion.viewcrafter.kernels.norm import group_norm
 from fvgen_recon.diffusion.viewcrafter.kernels.pointwise import add_bias, gated_gelu
+from fvgen_recon.diffusion.viewcrafter.kernels.rows import add_norm
 from fvgen_recon.diffusion.viewcrafter.layer import FrameConv, TemporalConv, clips
 from fvgen_recon.diffusion.viewcrafter.upsample import MergedUpsample
 
@@ -88,6 +92,31 @@ class FusedTemporalConv(TemporalConv):
         return add_bias(out, bias, clip).transpose(1, 2).flatten(0, 1)
 
 
+class FusedTransformerBlock(BasicTransformerBlock):
+    """Self-attention, cross-attention and a gated layer, each added to its input."""
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "R N C"],
+        attention_mask: None = None,
+        encoder_hidden_states: Float[Tensor, "B L D"] | None = None,
+        *,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Float[Tensor, "R N C"]:
+        """Run the block."""
+        assert attention_mask is None
+        assert self.attn2 is not None
+        options = cross_attention_kwargs or {}
+        x, normed = add_norm(hidden_states, None, self.norm1)
+        x, normed = add_norm(x, self.attn1(normed, **options), self.norm2)
+        attended = self.attn2(normed, encoder_hidden_states=encoder_hidden_states, **options)
+        x, normed = add_norm(x, attended, self.norm3)
+        if self._chunk_size is None:
+            return x + self.ff(normed)
+        pieces = normed.split(self._chunk_size, self._chunk_dim)
+        return x + torch.cat([self.ff(piece) for piece in pieces], self._chunk_dim)
+
+
 class FusedUpsample(MergedUpsample):
     """Doubling and the convolution after it, whose bias is added by a fast kernel."""
 
@@ -107,10 +136,11 @@ _FUSED: dict[type[nn.Module], tuple[type[nn.Module], set[str]]] = {
     ResnetBlock2D: (FusedResnetBlock, {"norm", "pointwise"}),
     TemporalConv: (FusedTemporalConv, {"norm", "pointwise"}),
     MergedUpsample: (FusedUpsample, {"pointwise"}),
+    BasicTransformerBlock: (FusedTransformerBlock, {"rows"}),
 }
 """Fused layers in the place of plain ones, and the kernels that they need."""
 
-ALL_KERNELS = frozenset({"norm", "pointwise", "frames"})
+ALL_KERNELS = frozenset({"norm", "pointwise", "rows", "frames"})
 
 
 def use_fused_layers(module: nn.Module, kernels: Set[str] = ALL_KERNELS) -> None:

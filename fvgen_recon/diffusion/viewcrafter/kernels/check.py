@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
 from fvgen_recon.diffusion.viewcrafter.kernels.norm import group_norm
 from fvgen_recon.diffusion.viewcrafter.kernels.pointwise import add_bias, gated_gelu
+from fvgen_recon.diffusion.viewcrafter.kernels.rows import add_norm
 
 _TOLERANCE = 0.02
 """Largest relative error; bfloat16 alone makes 0.004."""
@@ -20,6 +21,7 @@ def working_kernels(device: torch.device, dtype: torch.dtype) -> set[str]:
     checks = {
         "norm": _check_norm,
         "pointwise": _check_pointwise,
+        "rows": _check_rows,
         "frames": _check_frames,
     }
     rng = torch.Generator(device).manual_seed(0)
@@ -64,6 +66,20 @@ def _check_pointwise(draw: Callable[..., Tensor]) -> float:
         _error(add_bias(x, bias, other), plain),
         _error(gated_gelu(both), value * F.gelu(gate)),
     )
+
+
+def _check_rows(draw: Callable[..., Tensor]) -> float:
+    errors = []
+    for channels in (320, 1280):
+        x, other = draw(70, channels), draw(70, channels)
+        norm = nn.LayerNorm(channels)
+        norm.weight, norm.bias = nn.Parameter(draw(channels)), nn.Parameter(draw(channels))
+        plain = x.float() + other.float()
+        total, normed = add_norm(x, other, norm)
+        errors.append(_error(total, plain))
+        plain = F.layer_norm(plain, (channels,), norm.weight.float(), norm.bias.float())
+        errors.append(_error(normed, plain))
+    return max(errors)
 
 
 def _check_frames(draw: Callable[..., Tensor]) -> float:

@@ -85,6 +85,21 @@ for shape in [(2, 5, 128), (3000, 24), (7, 11, 2560)]:
     assert_close(gated_gelu(x), value * nn.functional.gelu(gate))
 """
 
+_ROWS = """
+from fvgen_recon.diffusion.viewcrafter.kernels.rows import add_norm
+
+for shape in [(2, 9, 320), (3000, 24), (7, 1280)]:
+    norm = nn.LayerNorm(shape[-1])
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, other = torch.randn(shape) + 3, torch.randn(shape)
+    for added in (None, other):
+        total, normed = add_norm(x, added, norm)
+        expected = x if added is None else x + other
+        assert_close(total, expected)
+        assert_close(normed, norm(expected), atol=1e-5, rtol=1e-5)
+"""
+
 _NETWORKS = """
 from unit.diffusion.viewcrafter import test_fast_layer as fast
 from fvgen_recon.diffusion.viewcrafter import fused
@@ -110,18 +125,18 @@ import warnings
 from fvgen_recon.diffusion.viewcrafter.kernels import check
 
 device = torch.device("cpu")
-assert check.working_kernels(device, torch.float32) == {"norm", "pointwise", "frames"}
+assert check.working_kernels(device, torch.float32) == {"norm", "pointwise", "rows", "frames"}
 check.add_bias = lambda x, bias, other: x
 check.frame_attention = None
 with warnings.catch_warnings(record=True) as seen:
-    assert check.working_kernels(device, torch.float32) == {"norm"}
+    assert check.working_kernels(device, torch.float32) == {"norm", "rows"}
 assert "'pointwise' is left out: its relative error" in str(seen[0].message)
 assert "'frames' is left out: TypeError" in str(seen[1].message)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _NETWORKS, _CHECK])
+@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _ROWS, _NETWORKS, _CHECK])
 def test_kernels_equal_plain_layers(body):
     # Kernels run in Triton's interpreter, which is chosen when Triton is imported.
     root = Path(__file__).parents[4]

@@ -25,7 +25,10 @@ class MasterWeights:
 
     def __init__(self, module: nn.Module, names: Sequence[str], processes: Processes) -> None:
         parameters = dict(module.named_parameters())
-        self.stored = [nn.Parameter(parameters[name].detach().clone()) for name in names]
+        # Plain strides, as their gradients have: fused optimizers want both alike.
+        plain = torch.contiguous_format
+        weights = [parameters[name].detach() for name in names]
+        self.stored = [nn.Parameter(w.clone(memory_format=plain)) for w in weights]
         module.to(torch.bfloat16)
         self._used = [parameters[name] for name in names]
         self._processes = processes

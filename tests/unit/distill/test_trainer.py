@@ -225,10 +225,13 @@ def test_half_weights_keep_updates_below_their_precision(tmp_path: Path) -> None
     slow = dataclasses.replace(FAST, learning_rate=1e-6, warmup_steps=0)
     phases = (dataclasses.replace(phase("gan", GanSettings(), num_steps=3), student=slow),)
     trainer = make(settings(phases, precision="bf16", half_weights=True), tmp_path)
+    assert all(weight.is_contiguous() for weight in trainer.ensemble.weights("student"))
     before = [weight.detach().clone() for weight in trainer.ensemble.weights("student")]
     trainer.run()
     after = trainer.ensemble.weights("student")
-    moved = torch.cat([(a.detach() - b).abs().flatten() for a, b in zip(after, before, strict=True)])
+    moved = torch.cat(
+        [(a.detach() - b).abs().flatten() for a, b in zip(after, before, strict=True)]
+    )
     assert float(moved.median()) > 1e-6
 
 

@@ -107,10 +107,10 @@ class FusedTransformerBlock(BasicTransformerBlock):
         assert attention_mask is None
         assert self.attn2 is not None
         options = cross_attention_kwargs or {}
-        x, normed = add_norm(hidden_states, None, self.norm1)
-        x, normed = add_norm(x, self.attn1(normed, **options), self.norm2)
+        x, normed = add_norm(hidden_states, None, self.norm1)  # type: ignore[arg-type]
+        x, normed = add_norm(x, self.attn1(normed, **options), self.norm2)  # type: ignore[arg-type]
         attended = self.attn2(normed, encoder_hidden_states=encoder_hidden_states, **options)
-        x, normed = add_norm(x, attended, self.norm3)
+        x, normed = add_norm(x, attended, self.norm3)  # type: ignore[arg-type]
         if self._chunk_size is None:
             return x + self.ff(normed)
         pieces = normed.split(self._chunk_size, self._chunk_dim)
@@ -169,6 +169,8 @@ def _suits(child: nn.Module) -> bool:
         plain = child.time_emb_proj is None or child.time_embedding_norm == "default"
         same_size = child.upsample is None and child.downsample is None
         return plain and same_size and child.output_scale_factor == 1
+    if isinstance(child, BasicTransformerBlock):
+        return child.norm_type == "layer_norm" and child.pos_embed is None
     return True
 
 

@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,7 +133,11 @@ class Benchmark:
 
     def fast(self) -> None:
         """Time each part and the student again with this project's kernels."""
+        began = time.perf_counter()
         self.rig.pipeline.enable_kernels()
+        kinds = Counter(type(module).__name__ for module in self.rig.pipeline.unet.modules())
+        layers = {name: count for name, count in kinds.items() if name.startswith("Fused")}
+        self.report.add("fast", enable_s=time.perf_counter() - began, layers=layers)
         self._measure("fast")
         self.report.add("fast", clip=timed(self.rig.clip, self.options.repeats // 2))
 

@@ -9,8 +9,12 @@ from unit.diffusion.viewcrafter.small import make_unet
 
 from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forward
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
+from fvgen_recon.diffusion.viewcrafter.kernels import frames, norm, pointwise, rows
 
 _SETUP = """
 import torch
@@ -149,6 +153,39 @@ def test_kernels_equal_plain_layers(body):
         env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stderr
+
+
+SIZES = {"BLOCK": 64, "ROWS": 64, "SILU": True, "HAS_ADDED": True, "HAS_OTHER": True, "HEAD": 64}
+SOME = {"FRAMES": 16, "WIDTH": 16, "SHARES": 64}
+KERNELS = {
+    norm._sum_kernel: ("x", ()),
+    norm._join_kernel: ("x added weight", ("eps",)),
+    norm._apply_kernel: ("x bias out", ()),
+    pointwise._add_kernel: ("x other bias", ()),
+    pointwise._gated_gelu_kernel: ("x out", ()),
+    rows._norm_kernel: ("x other weight bias total out", ("eps",)),
+    frames._frame_attention_kernel: ("query key value out", ("scale",)),
+}
+SUMS = ("sums", "squares", "centre", "scale")
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_kernels_compile_for_an_h100(kernel):
+    half, numbers = KERNELS[kernel]
+    constants = {n: v for n, v in (SIZES | SOME).items() if n in kernel.arg_names}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in half.split():
+            signature[name] = "*bf16"
+        elif name in numbers:
+            signature[name] = "fp32"
+        elif name in SUMS:
+            signature[name] = "*fp32"
+        else:
+            signature[name] = "constexpr" if name in constants else "i32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
 
 
 def test_without_kernels_layers_stay_plain():

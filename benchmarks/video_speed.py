@@ -164,11 +164,17 @@ class Benchmark:
         unet = self.rig.pipeline.unet
         for name in ("encode", "unet", "decode", "student"):
             self.report.add("kernels", **{name: kernel_shares(getattr(self.rig, name))})
-        recorded, unet.forward = unet.forward, getattr(unet.forward, "plain", unet.forward)
-        self.report.add("fast", unet_queued_one_by_one=timed(self.rig.unet, 5))
+        vae = self.rig.pipeline.vae
+        networks = [unet, vae.encoder, vae.decoder]
+        recorded = [network.forward for network in networks]
+        for network in networks:
+            network.forward = getattr(network.forward, "plain", network.forward)
         for name in ("encode", "unet", "decode"):
-            self.report.add("operators", **{name: operator_shares(getattr(self.rig, name))})
-        unet.forward = recorded
+            work = getattr(self.rig, name)
+            self.report.add("fast", **{f"{name}_queued_one_by_one": timed(work, 5)})
+            self.report.add("operators", **{name: operator_shares(work)})
+        for network, forward in zip(networks, recorded, strict=True):
+            network.forward = forward
 
     def fast_teacher(self) -> None:
         """Time the teacher with this project's kernels, both branches of guidance as one batch."""

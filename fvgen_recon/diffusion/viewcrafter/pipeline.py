@@ -30,7 +30,7 @@ from fvgen_recon.diffusion.viewcrafter.codec import ViewCrafterCodec
 from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels
 from fvgen_recon.diffusion.viewcrafter.layer import SpatialTransformer
 from fvgen_recon.diffusion.viewcrafter.norm import use_channel_norms
-from fvgen_recon.diffusion.viewcrafter.replay import replay_forward
+from fvgen_recon.diffusion.viewcrafter.replay import replay_forwards
 from fvgen_recon.diffusion.viewcrafter.resampler import ImageResampler
 from fvgen_recon.diffusion.viewcrafter.unet import ViewCrafterUNet
 from fvgen_recon.diffusion.viewcrafter.upsample import merge_upsampling_layers
@@ -195,8 +195,8 @@ class ClipPipeline(DiffusionPipeline):
 
         Ready in seconds and for every size, unlike `enable_compilation`, which this replaces.
         Values change by rounding only. Kernels are tried first, and one that does not work on this
-        GPU is left out with a warning. Evaluations of the UNet are recorded once for each size of
-        clip as a CUDA graph, which keeps the memory of their activations. cuDNN is told to search
+        GPU is left out with a warning. Evaluations are recorded once for each size of clip as CUDA
+        graphs, which keep the memory of their activations. cuDNN is told to search
         for the fastest convolutions. Later changes of the weights of upsampling layers are not
         seen.
 
@@ -219,7 +219,7 @@ class ClipPipeline(DiffusionPipeline):
         for module in (self.unet, self.vae):
             merge_upsampling_layers(module)
             use_fused_layers(module, kernels)
-        replay_forward(self.unet)
+        replay_forwards([self.unet, self.vae.encoder, self.vae.decoder])
 
     def _chunk_feed_forward(self, size: int | None) -> None:
         for module in self.unet.modules():

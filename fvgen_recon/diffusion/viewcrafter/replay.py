@@ -1,7 +1,7 @@
 """A network's evaluation kept as one CUDA graph, so that the host queues it in one call."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,31 +16,38 @@ _KEPT = 2
 class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Any, ...]
-    output: Tensor
+    output: Any
 
 
 class ReplayedForward:
     """A forward that is recorded once for each size of input and replayed afterwards.
 
-    It stands for forwards of the form `(tensors) -> (output, features)`. Calls that want features
-    or gradients, or are not on a GPU, run as before. Weights may change in place; where they have
-    moved, the forward is recorded again. What cannot be recorded runs as before, with a warning.
+    It stands for forwards that return a tensor, or a tensor and features that options ask for.
+    Calls with options or gradients, or not on a GPU, run as before. Weights may change in place;
+    where they have moved, the forward is recorded again. What cannot be recorded runs as before,
+    with a warning.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, pool: Any = None) -> None:
+        """Bind a module.
+
+        Args:
+            module: The module.
+            pool: Memory that several recordings take turns to use.
+        """
         self.plain: Callable[..., Any] = module.forward
+        self._pool = pool
+        self._weights = [(m, name) for m in module.modules() for name in m._parameters]
         self._recordings: dict[tuple[Any, ...], _Recording] = {}
         self._refused: set[tuple[Any, ...]] = set()
-        self._place: tuple[int, ...] = ()
+        self._place: list[int] = []
 
-    def __call__(
-        self, *inputs: Tensor | None, return_mid: bool = False
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, *inputs: Tensor | None, **options: Any) -> Any:
         """Evaluate."""
         tensors = [x for x in inputs if x is not None]
-        if return_mid or torch.is_grad_enabled() or not all(x.is_cuda for x in tensors):
-            return self.plain(*inputs, return_mid=return_mid)
+        on_gpu = all(x.is_cuda for x in tensors)
+        if any(options.values()) or torch.is_grad_enabled() or not on_gpu:
+            return self.plain(*inputs, **options)
         self._forget_moved()
         key = tuple(x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in inputs)
         if key in self._refused:
@@ -60,14 +67,17 @@ class ReplayedForward:
             if x is not None:
                 kept.copy_(x)
         recording.graph.replay()
-        return recording.output.clone(), ()
+        # The next recording that is replayed may overwrite what this one holds.
+        output = recording.output
+        return output.clone() if isinstance(output, Tensor) else (output[0].clone(), ())
 
     def forget(self) -> None:
         """Give the memory of all recordings back."""
         self._recordings.clear()
 
     def _forget_moved(self) -> None:
-        place = tuple(x.data_ptr() for x in self.module.parameters())
+        weights = (module._parameters[name] for module, name in self._weights)
+        place = [0 if x is None else x.data_ptr() for x in weights]
         if place != self._place:
             self._recordings.clear()
             self._refused.clear()
@@ -83,12 +93,14 @@ class ReplayedForward:
                 self.plain(*kept)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.plain(*kept)[0]
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = self.plain(*kept)
         return _Recording(graph=graph, inputs=kept, output=output)
 
 
-def replay_forward(module: nn.Module) -> None:
-    """Let a module replay its evaluations."""
-    if not isinstance(module.forward, ReplayedForward):
-        module.forward = ReplayedForward(module)
+def replay_forwards(modules: Sequence[nn.Module]) -> None:
+    """Let modules that run one after the other replay their evaluations."""
+    pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+    for module in modules:
+        if not isinstance(module.forward, ReplayedForward):
+            module.forward = ReplayedForward(module, pool)

@@ -16,6 +16,7 @@ _TOLERANCE = 0.02
 """Largest relative error; bfloat16 alone makes 0.004."""
 
 
+@torch.no_grad()
 def working_kernels(device: torch.device, dtype: torch.dtype) -> set[str]:
     """Return the names of the kernels that work; a warning names each one that does not."""
     checks = {

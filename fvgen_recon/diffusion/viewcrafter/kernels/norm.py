@@ -42,8 +42,9 @@ def _sum_kernel(  # noqa: PLR0913, PLR0917 - as kernels are called
     start = tl.program_id(1) * share
     image = x + tl.program_id(2).to(tl.int64) * num_pixels * channels
     pivot = tl.load(image + column).to(tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    square = tl.zeros((BLOCK,), tl.float32)
+    # One sum for each row of the tile: rows are joined once, after the loop.
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    square = tl.zeros((ROWS, BLOCK), tl.float32)
     end = tl.minimum(start + share, num_pixels)
     for first in range(start, end, ROWS):
         row = first + tl.arange(0, ROWS)
@@ -51,11 +52,11 @@ def _sum_kernel(  # noqa: PLR0913, PLR0917 - as kernels are called
         inside = (row < end)[:, None]
         values = tl.load(image + places, mask=inside, other=0.0).to(tl.float32)
         values = tl.where(inside, values - pivot[None, :], 0.0)
-        total += tl.sum(values, 0)
-        square += tl.sum(values * values, 0)
+        total += values
+        square += values * values
     place = (tl.program_id(2) * num_shares + tl.program_id(1)) * channels + column
-    tl.store(sums + place, total)
-    tl.store(squares + place, square)
+    tl.store(sums + place, tl.sum(total, 0))
+    tl.store(squares + place, tl.sum(square, 0))
 
 
 @triton.jit

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from unit.diffusion.viewcrafter.small import make_unet
+from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_unet, write_model
 
-from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forward
+from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forwards
 
-triton = pytest.importorskip("triton")
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
-from fvgen_recon.diffusion.viewcrafter.kernels import frames, norm, pointwise, rows
+pytest.importorskip("triton")
 
 _SETUP = """
 import torch
@@ -124,6 +120,58 @@ for value, plain in zip(fast._outputs(unet, vae), expected, strict=True):
 """
 
 
+_COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fvgen_recon.diffusion.viewcrafter.kernels import frames, norm, pointwise, rows
+
+CONSTANTS = {
+    "BLOCK": 64, "ROWS": 64, "SILU": True, "HAS_ADDED": True, "HAS_OTHER": True, "HEAD": 64,
+    "FRAMES": 16, "WIDTH": 16, "SHARES": 64,
+}
+FLOATS = {"sums": "*fp32", "squares": "*fp32", "centre": "*fp32", "scale": "*fp32", "eps": "fp32"}
+for kernel, half, floats in [
+    (norm._sum_kernel, "x", {}),
+    (norm._join_kernel, "x added weight", {}),
+    (norm._apply_kernel, "x bias out", {}),
+    (pointwise._add_kernel, "x other bias", {}),
+    (pointwise._gated_gelu_kernel, "x out", {}),
+    (rows._norm_kernel, "x other weight bias total out", {}),
+    (frames._frame_attention_kernel, "query key value out", {"scale": "fp32"}),
+]:
+    kinds = FLOATS | floats | dict.fromkeys(half.split(), "*bf16")
+    kinds |= dict.fromkeys(CONSTANTS, "constexpr")
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    constants = {n: v for n, v in CONSTANTS.items() if n in signature}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+_PIPELINE = """
+import sys
+import warnings
+from unit.diffusion.viewcrafter.small import make_guidance
+from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
+
+def seed():
+    return torch.Generator().manual_seed(0)
+
+plain = FVGenPipeline.from_pretrained(sys.argv[1]).to("cuda")
+torch.backends.cudnn.allow_tf32 = False
+for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.05)):
+    pipeline = FVGenPipeline.from_pretrained(sys.argv[1]).to("cuda", dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(left out|not recorded)")
+        pipeline.enable_kernels()
+        for guidance in (make_guidance(), make_guidance(seed=3), make_guidance()):
+            expected = plain(guidance, generator=seed()).frames
+            frames = pipeline(guidance, generator=seed()).frames
+            assert (frames - expected).square().mean().sqrt() < tolerance
+    again = pipeline.to("cpu").to("cuda")(guidance, generator=seed()).frames
+    assert (again - frames).abs().max() < tolerance
+"""
+
 _CHECK = """
 import warnings
 from fvgen_recon.diffusion.viewcrafter.kernels import check
@@ -139,56 +187,42 @@ assert "'frames' is left out: TypeError" in str(seen[1].message)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _ROWS, _NETWORKS, _CHECK])
-def test_kernels_equal_plain_layers(body):
-    # Kernels run in Triton's interpreter, which is chosen when Triton is imported.
+def _run(body, *arguments, **variables):
+    # In a process of its own: Triton reads the source of functions, and the shape checks of these
+    # tests wrap them; and its interpreter is chosen when it is imported.
     root = Path(__file__).parents[4]
     paths = f"{root}{os.pathsep}{root / 'tests'}"
     done = subprocess.run(
-        [sys.executable, "-c", _SETUP + body],
+        [sys.executable, "-c", _SETUP + body, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
+        env=os.environ | {"PYTHONPATH": paths} | variables,
     )
     assert done.returncode == 0, done.stderr
 
 
-SIZES = {"BLOCK": 64, "ROWS": 64, "SILU": True, "HAS_ADDED": True, "HAS_OTHER": True, "HEAD": 64}
-SOME = {"FRAMES": 16, "WIDTH": 16, "SHARES": 64}
-KERNELS = {
-    norm._sum_kernel: ("x", ()),
-    norm._join_kernel: ("x added weight", ("eps",)),
-    norm._apply_kernel: ("x bias out", ()),
-    pointwise._add_kernel: ("x other bias", ()),
-    pointwise._gated_gelu_kernel: ("x out", ()),
-    rows._norm_kernel: ("x other weight bias total out", ("eps",)),
-    frames._frame_attention_kernel: ("query key value out", ("scale",)),
-}
-SUMS = ("sums", "squares", "centre", "scale")
+@pytest.mark.slow
+@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _ROWS, _NETWORKS, _CHECK])
+def test_kernels_equal_plain_layers(body):
+    _run(body, TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
-def test_kernels_compile_for_an_h100(kernel):
-    half, numbers = KERNELS[kernel]
-    constants = {n: v for n, v in (SIZES | SOME).items() if n in kernel.arg_names}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in half.split():
-            signature[name] = "*bf16"
-        elif name in numbers:
-            signature[name] = "fp32"
-        elif name in SUMS:
-            signature[name] = "*fp32"
-        else:
-            signature[name] = "constexpr" if name in constants else "i32"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert compiled.asm["cubin"]
+def test_kernels_compile_for_an_h100():
+    _run(_COMPILE)
+
+
+@pytest.mark.gpu
+def test_kernels_and_replays_change_frames_by_rounding_only(tmp_path):
+    teacher = ViewCrafterPipeline.from_pretrained(write_model(tmp_path))
+    student = FVGenPipeline(**teacher.components, base_scale=0.3, num_frames=[NUM_FRAMES])
+    student.save_pretrained(tmp_path / "student")
+    _run(_PIPELINE, str(tmp_path / "student"))
 
 
 def test_without_kernels_layers_stay_plain():
+    from fvgen_recon.diffusion.viewcrafter.fused import use_fused_layers
+
     unet = make_unet()
     kinds = [type(module) for module in unet.modules()]
     use_fused_layers(unet, set())
@@ -197,8 +231,8 @@ def test_without_kernels_layers_stay_plain():
 
 def test_a_replayed_forward_runs_as_before_without_a_gpu():
     unet = make_unet()
-    replay_forward(unet)
-    replay_forward(unet)
+    replay_forwards([unet])
+    replay_forwards([unet])
     assert isinstance(unet.forward, ReplayedForward)
     assert not isinstance(unet.forward.plain, ReplayedForward)
     x, t, context = torch.randn(1, 8, 4, 8, 8), torch.tensor([3]), torch.randn(1, 93, 24)

@@ -15,8 +15,9 @@ KINDS = {
     "change of layout": r"nchwtonhwc|nhwctonchw",
     "convolution": r"fprop|dgrad|conv|implicit",
     "matrix product": r"nvjet|gemm|cublas|splitk|addmm|linear|mm_",
+    "group norm": r"_(sum|join|apply)_kernel",
     "reduction": r"triton_(red|per)|reduce|norm",
-    "elementwise": r"triton_poi|elementwise|vectorized|copy|cat|upsample",
+    "elementwise": r"triton_poi|elementwise|vectorized|copy|cat|upsample|_add_kernel|gelu",
     "transfer": r"memcpy|memset",
 }
 """Kernel names by kind, first match wins."""

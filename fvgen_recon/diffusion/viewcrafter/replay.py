@@ -71,10 +71,6 @@ class ReplayedForward:
         output = recording.output
         return output.clone() if isinstance(output, Tensor) else (output[0].clone(), ())
 
-    def forget(self) -> None:
-        """Give the memory of all recordings back."""
-        self._recordings.clear()
-
     def _forget_moved(self) -> None:
         weights = (module._parameters[name] for module, name in self._weights)
         place = [0 if x is None else x.data_ptr() for x in weights]

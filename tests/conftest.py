@@ -1,10 +1,16 @@
 """Shared fixtures: where the optional fixtures and scenes lie, threads, determinism."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if sys.version_info < (3, 11):
+    # The last jaxtyping for Python 3.10 wraps numba's kernels too, which cannot be compiled then:
+    # shapes are checked on later versions.
+    sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith("jaxtyping")]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 

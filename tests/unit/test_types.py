@@ -1,5 +1,6 @@
 """The types refuse what their invariants forbid; shape checks are on."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from fvgen_recon.geometry.projection import project_points, unproject_depth
 from fvgen_recon.types import Cameras, ViewBatch
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="see tests/conftest.py")
 def test_shape_checks_are_on() -> None:
     """The canary: without a type checker behind jaxtyping, this wrong shape would pass."""
     cameras = make_cameras(2)

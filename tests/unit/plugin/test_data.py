@@ -102,6 +102,20 @@ def test_photos_and_cameras_fit_together(folder):
     assert (int(camera.height), int(camera.width)) == (32, 48)
 
 
+def test_points_may_be_sought_in_larger_photos_than_are_trained_on(folder):
+    source = _datamanager(folder, views=3, long_side=16).dataparser.source
+    trained, larger, smaller = source.scene, source.small_scene(1000), source.small_scene(8)
+    assert max(trained.images.shape[-2:]) == 16
+    whole = make_scene(NUM_VIEWS).images.shape[-2:]
+    assert larger.images.shape[-2:] == whole
+    assert max(smaller.images.shape[-2:]) == 8
+    torch.testing.assert_close(larger.cameras.c2w, trained.cameras.c2w)
+    ratio = whole[1] / trained.images.shape[-1]
+    torch.testing.assert_close(
+        larger.cameras.K[:, 0, 0], trained.cameras.K[:, 0, 0] * ratio, rtol=0.05, atol=0
+    )
+
+
 def test_held_out_cameras_are_known_before_their_photos_are_opened(folder):
     data = _datamanager(folder, views=3, long_side=24)
     source = data.dataparser.source

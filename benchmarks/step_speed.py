@@ -1,10 +1,10 @@
-"""How many training steps a second a method makes, and what a step waits for.
+"""How many training steps a second methods make, and what a step waits for.
 
 Trains in this process alone, leaves out the first steps, then looks at some more under PyTorch's
 profiler: kernels launched, times that the host waited for the GPU, and how long the GPU worked.
 
 Usage:
-    python benchmarks/step_speed.py --fold outputs/benchmark/folder/fox_6/fold --method fvgen-splat
+    python benchmarks/step_speed.py --data scenes/ --method fvgen-splat --out speed.json
 """
 
 import json
@@ -17,20 +17,32 @@ from typing import Any
 import torch
 import trial
 import tyro
+from machine import describe_machine
 from methods import replace_missing_lpips
+from options import SceneOptions
 from torch.profiler import ProfilerActivity, profile
 
 from fvgen_recon.errors import FvgenError
-from fvgen_recon.evaluation.fold import read_fold
+from fvgen_recon.io.file import write_json
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
-@dataclass(frozen=True)
-class Options(trial.Options):
+@dataclass(frozen=True, kw_only=True)
+class Options(SceneOptions):
     """What to train on what, and which steps are looked at."""
 
+    method: str = "fvgen-splat"
+    """One of the benchmark's methods."""
+    views: int = 3
+    """Number of input views."""
+    iterations: int = 900
+    """Training steps."""
+    estimator: str = "plane-sweep"
+    """Where the points to start from come from."""
+    overrides: tuple[str, ...] = ()
+    """Settings of the configuration as `path.to.field=value`."""
     warm_up: int = 200
     """Steps that are left out of all numbers; the round of generation is among them."""
     profiled: int = 50
@@ -84,9 +96,19 @@ def _now() -> float:
 
 def run(options: Options) -> dict[str, Any]:
     """Train and return the speed."""
-    config = trial.build_config(options, read_fold(options.fold))
+    case = options.plan(str(options.views))[0]
+    fold = case.fold()
+    settings = trial.Options(
+        fold=fold.folder,
+        out=case.folder / f"speed_{options.method}",
+        method=options.method,
+        iterations=options.iterations,
+        device=options.device,
+        estimator=options.estimator,
+        overrides=options.overrides,
+    )
+    config = trial.build_config(settings, fold)
     replace_missing_lpips()
-    torch.manual_seed(options.seed)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
@@ -96,6 +118,8 @@ def run(options: Options) -> dict[str, Any]:
     counted = options.iterations - options.profiled - options.warm_up
     seconds = watch.marks["end"] - watch.marks["start"]
     return {
+        "machine": describe_machine(options.commit),
+        "scene": case.scene,
         "method": options.method,
         "steps_per_second": counted / seconds,
         "ms": 1e3 * seconds / counted,
@@ -105,12 +129,14 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def main(options: Options) -> int:
-    """Print one line of JSON."""
+    """Write the JSON and print it."""
     try:
-        print(json.dumps(run(options)), file=sys.stderr)
+        result = run(options)
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    write_json(options.out, result)
+    print(json.dumps(result))
     return 0
 
 

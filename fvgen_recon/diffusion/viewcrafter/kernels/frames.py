@@ -15,6 +15,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from fvgen_recon.diffusion.viewcrafter.kernels.inference import refuse_gradients
+
 _ROWS = 64
 """Rows of a tile: frames of one or several pixels."""
 
@@ -76,6 +78,7 @@ def frame_attention(
     Returns:
         The weighted values, contiguous.
     """
+    refuse_gradients(query)
     num_rows, num_pixels, width = query.shape
     out = torch.empty((num_rows, num_pixels, width), dtype=query.dtype, device=query.device)
     frames = max(16, triton.next_power_of_2(num_frames))

@@ -17,6 +17,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from fvgen_recon.diffusion.viewcrafter.kernels.inference import refuse_gradients
+
 _TILE = 4096
 """Numbers that a block loads at once."""
 _BLOCKS = 1536
@@ -153,6 +155,7 @@ def group_norm(
     Returns:
         The result in the layout and precision of the input.
     """
+    refuse_gradients(x)
     rows = x.movedim(1, -1).contiguous()
     out = torch.empty_like(rows)
     num_images, channels = rows.shape[0], rows.shape[-1]

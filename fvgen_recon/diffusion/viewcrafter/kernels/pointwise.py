@@ -11,6 +11,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from fvgen_recon.diffusion.viewcrafter.kernels.inference import refuse_gradients
+
 _TILE = 4096
 """Numbers that a block works on."""
 
@@ -64,6 +66,7 @@ def add_bias(
         bias: One number a channel.
         other: Another tensor to add.
     """
+    refuse_gradients(x)
     rows = x.movedim(1, -1).contiguous()
     others = rows if other is None else other.movedim(1, -1).contiguous()
     channels = rows.shape[-1]
@@ -77,6 +80,7 @@ def add_bias(
 
 def gated_gelu(x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S E"]:
     """Return the first half of the last axis times the exact GELU of the second half."""
+    refuse_gradients(x)
     rows = x.contiguous()
     width = rows.shape[-1] // 2
     out = torch.empty(*rows.shape[:-1], width, dtype=x.dtype, device=x.device)

@@ -9,6 +9,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from fvgen_recon.diffusion.viewcrafter.kernels.inference import refuse_gradients
+
 _TILE = 4096
 """Numbers that a block works on."""
 
@@ -59,6 +61,7 @@ def add_norm(
         other: What is added; none leaves the sum `x`.
         norm: Weight, bias and epsilon.
     """
+    refuse_gradients(x)
     rows = x.contiguous()
     out = torch.empty_like(rows)
     total = rows if other is None else torch.empty_like(rows)

@@ -100,6 +100,31 @@ for shape in [(2, 9, 320), (3000, 24), (7, 1280)]:
         assert_close(normed, norm(expected), atol=1e-5, rtol=1e-5)
 """
 
+_GRADIENTS = """
+from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
+from fvgen_recon.diffusion.viewcrafter.kernels.norm import group_norm
+from fvgen_recon.diffusion.viewcrafter.kernels.pointwise import add_bias, gated_gelu
+from fvgen_recon.diffusion.viewcrafter.kernels.rows import add_norm
+from fvgen_recon.errors import InputError
+
+x = torch.randn(4, 32, 32, requires_grad=True)
+for call in [
+    lambda: group_norm(x, nn.GroupNorm(32, 32)),
+    lambda: add_bias(x, torch.zeros(32)),
+    lambda: gated_gelu(x),
+    lambda: add_norm(x, None, nn.LayerNorm(32)),
+    lambda: frame_attention(x, x, x, 4, 2),
+]:
+    with torch.no_grad():
+        call()
+    try:
+        call()
+    except InputError as error:
+        assert "make no gradients" in str(error)
+    else:
+        raise AssertionError("a gradient was lost")
+"""
+
 _NETWORKS = """
 from unit.diffusion.viewcrafter import test_fast_layer as fast
 from fvgen_recon.diffusion.viewcrafter import fused
@@ -203,7 +228,9 @@ def _run(body, *arguments, **variables):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", [_FRAMES, _NORMS, _POINTWISE, _ROWS, _NETWORKS, _CHECK])
+@pytest.mark.parametrize(
+    "body", [_FRAMES, _NORMS, _POINTWISE, _ROWS, _GRADIENTS, _NETWORKS, _CHECK]
+)
 def test_kernels_equal_plain_layers(body):
     _run(body, TRITON_INTERPRET="1")
 

@@ -78,6 +78,7 @@ class Ensemble:
         if self.teacher is not None:
             self.teacher = self.teacher.to(device).requires_grad_(False)
         self._masters: dict[TrainedRole, MasterWeights] = {}
+        self._recordings: Recordings | None = None
         self.wrapped = self._spread(settings, processes)
 
     def _spread(
@@ -113,10 +114,15 @@ class Ensemble:
             if name != "disc":
                 self._masters[name] = MasterWeights(module, self.names[name], processes)
         if settings.record_calls and processes.device.type == "cuda":
-            recordings = Recordings()
+            self._recordings = Recordings()
             for module in (self.plain["student"], self.plain.get("critic"), self.teacher):
                 if module is not None:
-                    recordings.record(module, fused=settings.fused_calls)
+                    self._recordings.record(module, fused=settings.fused_calls)
+
+    def forget_recordings(self) -> None:
+        """Give back the memory of recorded calls; those that are still made are recorded anew."""
+        if self._recordings is not None:
+            self._recordings.forget()
 
     def roles(self, turn: Turn) -> Roles:
         """Return the roles for a turn: those that train are wrapped, the others are not."""

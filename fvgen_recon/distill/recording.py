@@ -6,6 +6,7 @@ they would have without.
 """
 
 import copy
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Recordings:
     """Memory of calls with gradients."""
     is_open: bool = False
     """A recorded forward with gradients waits for its backward."""
+    recorders: list["_Recorder"] = field(default_factory=list)
+    """Who has recordings."""
 
     def record(self, backbone: nn.Module, *, fused: bool = False) -> None:
         """Replay the calls of a backbone from now on, in place.
@@ -47,9 +50,22 @@ class Recordings:
             fused: Run calls without gradients in this project's GPU kernels, where those suit it.
         """
         recorder = _Recorder(backbone, self, fused=fused)
+        self.recorders.append(recorder)
         backbone.forward = recorder.forward
         if hasattr(backbone, "features"):
             backbone.__dict__["features"] = recorder.features
+
+    def forget(self) -> None:
+        """Free all recordings; calls are recorded again when they are next made."""
+        for recorder in self.recorders:
+            recorder.made.clear()
+        self.is_open = False
+        # Cores, their graphs and their replaced forwards refer to each other.
+        gc.collect()
+        torch.cuda.empty_cache()
+        # Memory of a pool goes back with its last graph; an empty one is not used again.
+        self.plain_pool = torch.cuda.graph_pool_handle()
+        self.trained_pool = torch.cuda.graph_pool_handle()
 
     def close(self, gradient: Tensor) -> None:
         """Note that a backward has begun; a hook on outputs."""

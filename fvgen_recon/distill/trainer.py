@@ -42,6 +42,7 @@ from fvgen_recon.distill.config import (
 )
 from fvgen_recon.distill.data import ClipSource, TrainingBatch
 from fvgen_recon.distill.ensemble import Ensemble, Networks
+from fvgen_recon.distill.optimizer import LeanAdamW
 from fvgen_recon.distill.parallel import (
     Processes,
     clip_gradients,
@@ -216,12 +217,13 @@ class Trainer:
         )
 
     def _open_phase(self, phase: PhaseSettings) -> None:
-        """Start each phase with fresh optimizers."""
+        """Start each phase with fresh optimizers, and recordings of what it calls."""
+        self.ensemble.forget_recordings()
         fused = self._processes.device.type == "cuda"
         self._optimizers = {}
         for role in stage_roles(phase.stage):
             how = role_optimizer(phase, role)
-            self._optimizers[role] = torch.optim.AdamW(
+            self._optimizers[role] = LeanAdamW(
                 [local_weight(weight) for weight in self.ensemble.weights(role)],
                 lr=how.learning_rate,
                 betas=how.betas,

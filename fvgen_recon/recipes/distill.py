@@ -55,7 +55,7 @@ def paper() -> DistillRecipe:
         disc=judge,
     )
     phases = (gan, replace(gan, name="dmd", stage=DmdSettings(), num_steps=5000, calibrate=0))
-    train = TrainSettings(phases=phases, parallel="fsdp", activation_checkpointing=True)
+    train = TrainSettings(phases=phases, half_weights=True, activation_checkpointing=True)
     return DistillRecipe(backbone="viewcrafter", train=train)
 
 
@@ -64,7 +64,7 @@ def lora() -> DistillRecipe:
     recipe = paper()
     faster = OptimizerSettings(learning_rate=5e-5)
     phases = tuple(replace(phase, student=faster, critic=faster) for phase in recipe.train.phases)
-    train = replace(recipe.train, phases=phases, parallel="ddp")
+    train = replace(recipe.train, phases=phases, half_weights=False)
     return replace(recipe, train=train, lora=LoraSettings())
 
 

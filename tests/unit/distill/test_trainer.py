@@ -23,6 +23,7 @@ from fvgen_recon.distill.config import (
 )
 from fvgen_recon.distill.data import MemoryClips
 from fvgen_recon.distill.ensemble import Networks
+from fvgen_recon.distill.optimizer import LeanAdamW
 from fvgen_recon.distill.parallel import Processes, clip_gradients
 from fvgen_recon.distill.role import Roles
 from fvgen_recon.distill.tracker import (
@@ -233,6 +234,28 @@ def test_half_weights_keep_updates_below_their_precision(tmp_path: Path) -> None
         [(a.detach() - b).abs().flatten() for a, b in zip(after, before, strict=True)]
     )
     assert float(moved.median()) > 1e-6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.99)])
+def test_lean_optimizer_takes_the_steps_of_adamw(
+    betas: tuple[float, float], fused: bool, rng: torch.Generator
+) -> None:
+    start = [torch.randn(n, 3, generator=rng) for n in (2, 5, 7)]
+    pairs = []
+    for kind in (LeanAdamW, torch.optim.AdamW):
+        weights = [nn.Parameter(x.clone()) for x in start]
+        pairs.append((weights, kind(weights, lr=0.1, betas=betas, fused=fused)))
+    for step in range(4):
+        gradients = [torch.randn(x.shape, generator=rng) for x in start]
+        for weights, optimizer in pairs:
+            for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+                weight.grad = None if index == step == 1 else gradient.clone()
+            optimizer.step()
+        for ours, theirs in zip(pairs[0][0], pairs[1][0], strict=True):
+            assert torch.equal(ours, theirs)
+    stored = {key for state in pairs[0][1].state.values() for key in state}
+    assert ("exp_avg" in stored) == (betas[0] > 0)
 
 
 @pytest.mark.parametrize("limit", [0.5, 50.0])

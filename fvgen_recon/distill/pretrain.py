@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.backbone import Condition, NoiseSchedule
@@ -59,6 +59,8 @@ class TrainBatch:
     target: Float[Tensor, "B T 3 H W"]
     hole: Float[Tensor, "B T 1 H W"]
     """1 where no trusted point was rendered."""
+    unseen: Bool[Tensor, "B T 1 H W"]
+    """True where no render was hit at all."""
 
 
 def _jitter(images: list[Tensor], rng: torch.Generator) -> list[Tensor]:
@@ -133,6 +135,7 @@ def prepare_batch(clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | 
         condition=codec.condition_sources(sources),
         target=target,
         hole=1 - sources.mask.float(),
+        unseen=~(sources.mask | sources.layer_masks.any(dim=1)),
     )
 
 
@@ -257,7 +260,8 @@ def pretrain_loss(
     """Loss of one batch.
 
     Diffusion: squared error of x0 divided by max(t, 0.2)^2, which is the velocity's error except
-    close to the data. Regression: L1 plus the weighted perceptual distance of some frames.
+    close to the data. Regression: L1 plus the weighted perceptual distance of some frames, where
+    something was rendered.
     """
     device, count = batch.x0.device, batch.x0.shape[0]
     level = _noise_levels(stage.config, count, rng, device)
@@ -276,7 +280,9 @@ def pretrain_loss(
     num_images = count * batch.target.shape[1]
     size = (min(stage.config.perceptual_frames, num_images),)
     frames = torch.randint(num_images, size, generator=rng, device=device)
-    shown = stage.codec.decode(pred).flatten(0, 1)[frames]
+    # Detail where nothing was seen cannot be right; asked for it, the network paints a pattern.
+    shown = torch.where(batch.unseen, batch.target, stage.codec.decode(pred))
+    shown = shown.flatten(0, 1)[frames]
     with autocast(device):
         distance = stage.perceptual(shown, batch.target.flatten(0, 1)[frames])
     return loss + perceptual_weight * distance.mean()

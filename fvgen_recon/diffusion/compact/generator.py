@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from fvgen_recon.diffusion.backbone import VideoModel
@@ -34,6 +35,9 @@ class CompactGenerator:
     """Noise again between steps, or `ode`."""
     dtype: torch.dtype = torch.float32
     """Type of the condition; that of the weights."""
+    is_smooth: bool = False
+    """Keep only smooth colour where no point of any render lies: a network that answers with means
+    has nothing to say there, and what detail it shows is the pattern of its own upsampling."""
     device: str = "cpu"
     """Where the model lies."""
     name: str = "student"
@@ -80,9 +84,32 @@ class CompactGenerator:
             kind=self.sampler,
             noise=seeded_noise(rng),
         )
-        frames = codec.decode(z.float())[0, ..., :height, :width].to(guidance.frames)
+        frames = codec.decode(z.float())
+        if self.is_smooth:
+            frames = smooth_unseen(frames, sources)
+        frames = frames[0, ..., :height, :width].to(guidance.frames)
         is_anchor = guidance.is_anchor[:, None, None, None]
         return torch.where(is_anchor, guidance.frames, frames)
+
+
+def smooth_unseen(
+    frames: Float[Tensor, "B T 3 H W"], sources: Sources, sigma: float = 8.0
+) -> Float[Tensor, "B T 3 H W"]:
+    """Blur the pixels that no render hit, among themselves alone; all others stay.
+
+    Args:
+        frames: What the network made.
+        sources: The renders that it was made from.
+        sigma: Of the Gaussian, in pixels; the coarsest upsampling step is 16 pixels.
+    """
+    unseen = ~(sources.mask | sources.layer_masks.any(dim=1))
+    unseen = unseen & ~sources.is_anchor[:, :, None, None, None]
+    weight = unseen.flatten(0, 1).to(frames)
+    stacked = torch.cat([frames.flatten(0, 1) * weight, weight], dim=1)
+    size = 2 * round(2.5 * sigma) + 1
+    blurred = gaussian_blur2d(stacked, size, (sigma, sigma), border_type="constant")
+    smooth = (blurred[:, :3] / blurred[:, 3:].clamp_min(1e-6)).unflatten(0, frames.shape[:2])
+    return torch.where(unseen, smooth, frames)
 
 
 def _pad(sources: Sources, bottom: int, right: int) -> Sources:
@@ -146,6 +173,7 @@ def load_generator(
         num_frames=num_frames,
         sampler=sampler,
         dtype=dtype,
+        is_smooth=card.role == "regression",
         device=str(device),
         name=card.role,
     )

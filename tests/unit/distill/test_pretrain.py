@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from unit.distill.compact_bank import CONFIG, CPU, make_bank, make_clips, squared_distance
@@ -8,6 +10,7 @@ from fvgen_recon.distill.cast import make_cast
 from fvgen_recon.distill.pretrain import (
     PretrainConfig,
     Pretraining,
+    TrainBatch,
     plain_sources,
     prepare_batch,
     pretrain,
@@ -60,6 +63,26 @@ def test_the_perceptual_distance_enters_at_its_weight(tmp_path):
     extra = loss(1.0) - loss(0.0)
     assert extra > 0
     assert loss(2.0) - loss(0.0) == pytest.approx(2 * extra, rel=1e-3)
+
+
+def test_the_perceptual_distance_asks_for_no_detail_where_nothing_was_seen():
+    stage = _stage(perceptual_weight=1.0)
+    cast = make_cast(CONFIG, init=None, teacher=None, device=CPU, seed=0)
+    batch = prepare_batch(make_clips(), stage.codec, None)
+    assert 0 < float(batch.unseen.float().mean()) < 1
+
+    def extra(batch: TrainBatch) -> float:
+        losses = []
+        for weight in (0.0, 1.0):
+            rng = torch.Generator().manual_seed(5)
+            with torch.no_grad():
+                losses.append(float(pretrain_loss(cast.model, batch, stage, rng, weight)))
+        return losses[1] - losses[0]
+
+    everything = replace(batch, unseen=torch.ones_like(batch.unseen))
+    nothing = replace(batch, unseen=torch.zeros_like(batch.unseen))
+    assert extra(everything) == pytest.approx(0, abs=1e-6)
+    assert 0 < extra(batch) < extra(nothing)
 
 
 def test_augmentation_treats_photos_and_renders_alike(tmp_path):

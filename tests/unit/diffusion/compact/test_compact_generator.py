@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save
 from unit.diffusion.compact.miniature import TINY, make_backbone
 
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
-from fvgen_recon.diffusion.compact.generator import load_generator
+from fvgen_recon.diffusion.compact.codec import stack_guidance
+from fvgen_recon.diffusion.compact.generator import load_generator, smooth_unseen
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError, WeightsError
 
@@ -31,6 +32,36 @@ def test_any_size_length_and_orientation(folder, num_frames, height, width):
     assert float(frames.amin()) >= 0
     assert float(frames.amax()) <= 1
     torch.testing.assert_close(frames[[0, -1]], guidance.frames[[0, -1]])
+
+
+def test_only_what_no_render_hit_is_smoothed(rng):
+    sources = stack_guidance([make_guidance(4, 40, 48)])
+    unseen = torch.zeros_like(sources.mask)
+    unseen[:, 1:3, :, 8:30, 10:36] = True
+    sources = replace(sources, mask=~unseen, layer_masks=sources.layer_masks & ~unseen[:, None])
+    frames = torch.rand(1, 4, 3, 40, 48, generator=rng)
+    frames = torch.where(unseen, 0.4 + 0.1 * frames, 5 + frames)
+    smooth = smooth_unseen(frames, sources)
+    torch.testing.assert_close(
+        torch.where(unseen, frames, smooth), frames, atol=0, rtol=0
+    )  # nothing else changes
+    inside = smooth.masked_select(unseen)
+    assert float(inside.amin()) >= 0.4  # and nothing from outside comes in
+    assert float(inside.amax()) <= 0.5
+    assert float(inside.std()) < 0.2 * float(frames.masked_select(unseen).std())
+
+
+def test_a_regression_is_smooth_where_nothing_was_seen(tmp_path):
+    save_compact(tmp_path / "r", make_backbone(), role="regression", num_steps=1)
+    save_compact(tmp_path / "s", make_backbone(), role="student", num_steps=1)
+    guidance = make_guidance(4, 32, 48)
+    guidance.mask[1:3, :, :, :30] = False
+    guidance.layer_masks[:, 1:3, :, :, :30] = False
+    made = [load_generator(tmp_path / n, fast=False).generate(guidance, seed=0) for n in "rs"]
+    rough = [frame.diff(dim=-1)[..., :28].abs().mean() for frame in (m[1:3] for m in made)]
+    assert float(rough[0]) < 0.5 * float(rough[1])
+    seen = guidance.mask | guidance.layer_masks.any(dim=0)
+    torch.testing.assert_close(made[0] * seen, made[1] * seen)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])

@@ -207,7 +207,15 @@ def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
 def resume_runs(options: Options) -> tuple[list[Run], list[Run]]:
     """Return two straight runs that write a checkpoint, and two that go on from the other's."""
     scratch = options.scratch or options.out
-    common = {"network": options.resume_network, "steps": 4, "mode": options.resume_mode}
+    # Small clips and few turns: what is asked for is exactness.
+    common = {
+        "network": options.resume_network,
+        "steps": 4,
+        "mode": options.resume_mode,
+        "judge-turns": min(options.judge_turns, 1),
+        "height": min(options.height, 128),
+        "width": min(options.width, 192),
+    }
     straight, resumed = [], []
     for name, other, processes in (("many", "one", options.cards), ("one", "many", 1)):
         card = 0 if processes == 1 and not options.cpu else None
@@ -275,7 +283,7 @@ def scaling(options: Options, results: Mapping[str, Any]) -> dict[str, Any]:
     if cards is None or alone is None:
         return found
     for stage in ("gan", "dmd"):
-        if stage in cards["stages"] and stage in alone["stages"]:
+        if all("median_s" in run["stages"].get(stage, {}) for run in (cards, alone)):
             many, one = (r["stages"][stage]["median_s"] for r in (cards, alone))
             found[stage] = {
                 "cards_s": many,

@@ -196,9 +196,12 @@ class ClipPipeline(DiffusionPipeline):
         Ready in seconds and for every size, unlike `enable_compilation`, which this replaces.
         Values change by rounding only. Kernels are tried first, and one that does not work on this
         GPU is left out with a warning. Evaluations are recorded once for each size of clip as CUDA
-        graphs, which keep the memory of their activations. cuDNN is told to search
-        for the fastest convolutions. Later changes of the weights of upsampling layers are not
-        seen.
+        graphs, which keep the memory of their activations. cuDNN is told to search for the fastest
+        convolutions.
+
+        Call it last: later changes of the networks' settings, and of the weights of upsampling
+        layers, are not seen. Offloading is no use with it, because recordings end where weights
+        move.
 
         Raises:
             InputError: The pipeline is not on a GPU, or Triton is missing.

@@ -99,7 +99,7 @@ def test_a_trained_method_has_all_its_numbers(bench: Bench) -> None:
     assert 0 < ours.means["seen_share"] < 1
     assert ours.frechet > 0
     assert set(ours.seconds) >= {"points", "train", "total"}
-    assert ours.initialisation == "plane-sweep"
+    assert ours.initialisation == "stereo"
     assert ours.num_gaussians > 100
 
 

@@ -108,15 +108,34 @@ def chosen_recipe(options: Options) -> DistillRecipe:
         )
         if value is not None
     }
-    fast = "no" if options.parallel == "fsdp" else options.fast
-    if fast is not None:
-        changes |= {
-            "half_weights": fast != "no",
-            "record_calls": fast in ("recorded", "fused"),
-            "fused_calls": fast == "fused",
-        }
+    changes |= fast_changes(options)
     train = replace(recipe.train, compile_blocks=options.compile_blocks, **changes)
     return replace(recipe, train=train)
+
+
+def fast_changes(options: Options) -> dict[str, bool]:
+    """Return what the chosen way of running changes.
+
+    Raises:
+        InputError: It does not go together with shards.
+    """
+    fast = options.fast
+    if options.parallel == "fsdp":
+        if fast not in (None, "no"):
+            raise InputError(f"--fast {fast} is for copies: leave out --parallel fsdp.")
+        fast = "no"
+    if fast is None:
+        return {}
+    recorded = fast in ("recorded", "fused")
+    changes = {
+        "half_weights": fast != "no",
+        "record_calls": recorded,
+        "fused_calls": fast == "fused",
+    }
+    if recorded and options.recompute is None:
+        # What is recorded keeps its memory anyway.
+        changes["activation_checkpointing"] = False
+    return changes
 
 
 def load_model(options: Options, recipe: DistillRecipe, device: torch.device) -> VideoModel:

@@ -1,6 +1,7 @@
 """The command line: both stages, a stop, going on, and a student that generators load."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from factories import make_guidance
 from room_folder import write_room
 
 from fvgen_recon.diffusion.compact.generator import load_generator
+from fvgen_recon.distill.config import TrainSettings
 from fvgen_recon.distill.shard_build import build_shards, settle_plan
 from fvgen_recon.distill.shard_plan import ShardSettings, make_plan
-from scripts.distill import Options, main
+from fvgen_recon.errors import InputError
+from scripts.distill import Options, chosen_recipe, main
 
 
 def test_debug_recipe_stops_goes_on_and_writes_a_student(tmp_path: Path) -> None:
@@ -46,3 +49,18 @@ def test_debug_recipe_trains_on_prepared_shards(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(Options(recipe="paper", output=tmp_path, cpu=True)) == 2
     assert "needs a teacher" in capsys.readouterr().err
+
+
+def test_ways_of_running_are_settings(tmp_path: Path) -> None:
+    def train(**changes: object) -> TrainSettings:
+        options = Options(recipe="paper", output=tmp_path)
+        return chosen_recipe(replace(options, **changes)).train
+
+    assert train().half_weights
+    assert not train(parallel="fsdp").half_weights
+    recorded = train(fast="recorded")
+    assert recorded.record_calls
+    assert not recorded.activation_checkpointing
+    assert train(fast="fused", recompute=True).activation_checkpointing
+    with pytest.raises(InputError, match="is for copies"):
+        train(fast="fused", parallel="fsdp")

@@ -97,31 +97,47 @@ def validate(
     they differ the student is still being moved; a critic that shows something else than the
     student is not following. A missing network leaves its column grey.
     """
-    clips = validation.clips
-    rng = step_rng(_SEED, 0, range(len(clips)), clips.x0.device)
-    simulated = replace(rollout, inputs="simulated")
-    fake = sample_student(roles, clips, rng, simulated)
-    rng = step_rng(_SEED, 0, range(len(clips)), clips.x0.device)
-    one_step = sample_student(roles, clips, rng, replace(simulated, num_steps=1))
-    time = round(_PANEL_TIME * (roles.schedule.num_timesteps - 1))
-    t = torch.full((len(clips),), time, device=fake.device)
-    x_t = roles.schedule.add_noise(fake, rng.normal(fake), t)
-    frames = validation.codec.decode(fake)
-    grey = torch.full_like(frames, 0.5)
-    teacher = critic = grey
-    if roles.teacher is not None:
-        x0, _ = guided_x0(roles, x_t, t, clips.condition, guidance)
-        teacher = validation.codec.decode(x0)
-    if roles.critic is not None:
-        x0 = predict_x0(roles.critic, roles.schedule, x_t, t, clips.condition)
-        critic = validation.codec.decode(x0)
+    shown = [
+        _show(roles, validation, rollout, guidance, index) for index in range(len(validation.clips))
+    ]
+    teacher, critic, frames, one_step = (torch.cat(part) for part in zip(*shown, strict=True))
     columns = (validation.renders, teacher, critic, frames, validation.truth)
-    one_frames = validation.codec.decode(one_step)
     return ValidationReport(
         psnr=mean_psnr(frames, validation.truth),
-        psnr_one_step=mean_psnr(one_frames, validation.truth),
+        psnr_one_step=mean_psnr(one_step, validation.truth),
         panel=panel([c.float() for c in columns]),
     )
+
+
+def _show(
+    roles: Roles,
+    validation: ValidationClips,
+    rollout: RolloutSettings,
+    guidance: GuidanceScale,
+    index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return frames of teacher, critic, student and its first step for one clip.
+
+    One at a time, as in training: several at once may not fit beside full-size networks.
+    """
+    numbers = range(index, index + 1)
+    clip, decode = validation.clips[index : index + 1], validation.codec.decode
+    rng = step_rng(_SEED, 0, numbers, clip.x0.device)
+    simulated = replace(rollout, inputs="simulated")
+    fake = sample_student(roles, clip, rng, simulated)
+    rng = step_rng(_SEED, 0, numbers, clip.x0.device)
+    one_step = sample_student(roles, clip, rng, replace(simulated, num_steps=1))
+    time = round(_PANEL_TIME * (roles.schedule.num_timesteps - 1))
+    t = torch.full((1,), time, device=fake.device)
+    x_t = roles.schedule.add_noise(fake, rng.normal(fake), t)
+    frames = decode(fake)
+    teacher = critic = torch.full_like(frames, 0.5)
+    if roles.teacher is not None:
+        x0, _ = guided_x0(roles, x_t, t, clip.condition, guidance)
+        teacher = decode(x0)
+    if roles.critic is not None:
+        critic = decode(predict_x0(roles.critic, roles.schedule, x_t, t, clip.condition))
+    return teacher, critic, frames, decode(one_step)
 
 
 def mean_psnr(frames: Float[Tensor, "B T 3 H W"], truth: Float[Tensor, "B T 3 H W"]) -> float:

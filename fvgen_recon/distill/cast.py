@@ -15,8 +15,8 @@ from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig
 from fvgen_recon.distill.config import DmdSettings
-from fvgen_recon.distill.graph import record_calls
 from fvgen_recon.distill.pretrain import Perceptual
+from fvgen_recon.distill.recording import Recordings
 from fvgen_recon.distill.role import LatentDistance, Roles
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.io.file import atomic_path
@@ -143,7 +143,8 @@ def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool
     if is_compiled:
         backbone.compile_parts()
     if is_recorded:
-        record_calls(backbone)
+        # Memory of its own: several of them wait for their backward at the same time.
+        Recordings().record(backbone, through=True)
 
 
 def _load(folder: Path) -> CompactBackbone:

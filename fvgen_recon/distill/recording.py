@@ -1,8 +1,7 @@
 """CUDA graphs of a backbone's calls: thousands of small kernels launched by one call.
 
 A call is recorded once for each shape and replayed from then on. Weights may change in place, but
-must stay where they are. Calls with gradients to the input, and calls whose recording fails, run as
-they would have without.
+must stay where they are. Calls whose recording fails run as they would have without.
 """
 
 import copy
@@ -42,14 +41,16 @@ class Recordings:
     recorders: list["_Recorder"] = field(default_factory=list)
     """Who has recordings."""
 
-    def record(self, backbone: nn.Module, *, fused: bool = False) -> None:
+    def record(self, backbone: nn.Module, *, fused: bool = False, through: bool = False) -> None:
         """Replay the calls of a backbone from now on, in place.
 
         Args:
             backbone: The network.
             fused: Run calls without gradients in this project's GPU kernels, where those suit it.
+            through: Record calls with gradients to the input too; else they run as they are, which
+                leaves room for the activations of those who train.
         """
-        recorder = _Recorder(backbone, self, fused=fused)
+        recorder = _Recorder(backbone, self, fused=fused, through=through)
         self.recorders.append(recorder)
         backbone.forward = recorder.forward
         if hasattr(backbone, "features"):
@@ -94,8 +95,11 @@ class _Core(nn.Module):
 class _Recorder:
     """Stands in for a backbone's calls."""
 
-    def __init__(self, backbone: nn.Module, shared: Recordings, *, fused: bool) -> None:
+    def __init__(
+        self, backbone: nn.Module, shared: Recordings, *, fused: bool, through: bool
+    ) -> None:
         self.fused = fused_twin(backbone) if fused else None
+        self.through = through
         # A second shell around the same parts, whose own calls stay plain.
         self.plain = backbone.__class__.__new__(backbone.__class__)
         self.plain.__dict__.update(backbone.__dict__)
@@ -118,12 +122,15 @@ class _Recorder:
     ) -> tuple[Tensor, ...]:
         args = (x_t, t, condition.concat, condition.context)
         grad = torch.is_grad_enabled()
-        trains = grad and any(p.requires_grad for p in self.plain.parameters())
-        if (grad and x_t.requires_grad) or (trains and self.shared.is_open):
+        passes = grad and x_t.requires_grad
+        trains = passes or (grad and any(p.requires_grad for p in self.plain.parameters()))
+        if (passes and not self.through) or (trains and self.shared.is_open):
             return _Core(self.plain, wanted)(*args)
-        key = (wanted, trains, *((a.shape, a.dtype) for a in args))
+        key = (wanted, trains, passes, *((a.shape, a.dtype) for a in args))
         if key not in self.made:
-            self.made[key] = self._record(wanted, args, trains=trains)
+            # Weights that autocast had cast once a context would stay those of the recording.
+            with _uncached_autocast():
+                self.made[key] = self._record(wanted, args, trains=trains)
         return self.made[key](*args)
 
     def _record(self, wanted: Wanted, args: tuple[Tensor, ...], *, trains: bool) -> Call:
@@ -140,7 +147,7 @@ class _Recorder:
             return _Core(self.plain, wanted)
 
     def _trained(self, core: _Core, args: tuple[Tensor, ...]) -> Call:
-        sample = tuple(a.detach().clone() for a in args)
+        sample = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in args)
         # In place: from here on the core itself replays.
         torch.cuda.make_graphed_callables(
             core,
@@ -181,6 +188,12 @@ class _Recorder:
             return tuple(output.clone() for output in outputs)
 
         return replay
+
+
+def _uncached_autocast() -> torch.autocast:
+    enabled = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False)
 
 
 def fused_twin(backbone: nn.Module) -> nn.Module:

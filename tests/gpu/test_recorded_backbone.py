@@ -9,7 +9,7 @@ from torch import Tensor
 from fvgen_recon.diffusion.backbone import Condition, mid_features
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.config import CompactConfig
-from fvgen_recon.distill.graph import record_calls
+from fvgen_recon.distill.recording import Recordings
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ def make_pair() -> tuple[CompactBackbone, CompactBackbone]:
             parameter.add_(0.05 * torch.randn_like(parameter))
     recorded.load_state_dict(plain.state_dict())
     plain, recorded = plain.cuda(), recorded.cuda()
-    record_calls(recorded)
+    Recordings().record(recorded, through=True)
     return plain, recorded
 
 

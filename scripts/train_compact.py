@@ -253,6 +253,12 @@ def _measure_blend(run: Run) -> None:
     run.say(f"blend: {result.line()}")
 
 
+def _left(config: PretrainConfig | DistilConfig, step: int, seconds: float) -> float:
+    """Seconds until the budget of time or of updates is spent, at the pace so far."""
+    by_steps = (config.max_steps - step) * seconds / max(step, 1)
+    return max(0.0, min(config.seconds - seconds, by_steps))
+
+
 def _pretrain_lines(
     run: Run, config: PretrainConfig, cast: Cast, perceptual: Perceptual
 ) -> Iterator[str]:
@@ -261,7 +267,7 @@ def _pretrain_lines(
     )
     for line in pretrain(cast.model, cast.ema, run.bank, stage, seed=run.args.seed):
         run.log["curve"].append(asdict(line))
-        left = max(0.0, config.seconds - line.seconds)
+        left = _left(config, line.step, line.seconds)
         yield (
             f"{line.stage} step {line.step} ({line.step / line.seconds:.1f}/s) loss "
             f"{line.loss:.4f} gradient {line.gradient:.2f} clips {line.clips} left {left:.0f} s"
@@ -275,7 +281,7 @@ def _distil_lines(
     for point in distil(roles, cast.ema, run.bank, run.codec, config, seed=run.args.seed):
         run.log["curve"].append(asdict(point))
         scalars = " ".join(f"{k} {v:.3f}" for k, v in point.scalars.items())
-        left = max(0.0, config.seconds - point.seconds)
+        left = _left(config, point.step, point.seconds)
         yield f"{point.stage} step {point.step}: {scalars} left {left:.0f} s"
 
 
@@ -283,7 +289,8 @@ def _run_stage(
     run: Run, config: PretrainConfig | DistilConfig, cast: Cast, perceptual: Perceptual
 ) -> None:
     """Train, keep, measure."""
-    run.say(f"stage {config.name}: {config.seconds:.0f} s, batch {config.batch_size}")
+    budget = f"{config.max_steps} updates" if run.args.steps else f"{config.seconds:.0f} s"
+    run.say(f"stage {config.name}: {budget}, batch {config.batch_size}")
     if isinstance(config, PretrainConfig):
         steps, sampler = run.recipe.teacher_steps if config.diffusion else (1,), "ode"
         lines = _pretrain_lines(run, config, cast, perceptual)

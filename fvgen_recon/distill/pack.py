@@ -21,9 +21,13 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path
 from fvgen_recon.io.scenes import Capture, load_capture, load_scene
+from fvgen_recon.pointcloud.depth_map import reduce_scene
+from fvgen_recon.pointcloud.depth_range import find_depth_span
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _SCHEMA = 1
+_SWEEP_SIDE = 112
+"""Longer side of the photos that are matched for their depth."""
 _TRACKS = ("track_xyz", "track_point", "track_frame")
 
 
@@ -102,6 +106,16 @@ def typical_depth(cloud: PointCloud | None, cameras: Cameras) -> Float[Tensor, "
     return torch.stack(depths)
 
 
+def matched_depth(scene: Scene) -> Float[Tensor, "V"]:
+    """Middle of the depths at which each photo matches others, for scenes without points.
+
+    Raises:
+        InputError: Nothing matches.
+    """
+    span = find_depth_span(*reduce_scene(scene, _SWEEP_SIDE))
+    return 1 / span.mean(dim=1)
+
+
 def _long_tracks(capture: Capture) -> PackedTracks | None:
     """Keep points with three observations or more; those of two where there are no longer ones."""
     if capture.points is None or capture.tracks is None:
@@ -136,12 +150,14 @@ def pack_folder(
     scale = min(1.0, long_side / max(first.height, first.width))
     size = (round(first.height * scale), round(first.width * scale))
     scene = load_scene(capture, indices, height=size[0], width=size[1])
+    has_points = capture.points is not None and len(capture.points) > 0
+    depth = typical_depth(capture.points, scene.cameras) if has_points else matched_depth(scene)
     return PackedScene(
         name=folder.name,
         photo_names=scene.names,
         jpegs=tuple(encode_photo(image, quality) for image in scene.images),
         cameras=scene.cameras,
-        depth=typical_depth(capture.points, scene.cameras),
+        depth=depth,
         tracks=_long_tracks(capture) if with_tracks else None,
     )
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.distill.pack import PackedScene
+from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.rigid import normalise, rotation_angle
 from fvgen_recon.types import Cameras
 
@@ -223,7 +224,11 @@ class PairPool:
         """Draw clips: gaps evenly over the bins, scenes by the square root of their pairs."""
         sizes = torch.tensor([[len(pool) for pool in bins] for bins in self.bins]).float()
         filled = torch.nonzero(sizes.sum(0))[:, 0].tolist()
-        assert filled, "no scene has photos between two others"
+        if not filled:
+            raise InputError(
+                "Training clips need photos that lie between two others of their scene; none of "
+                f"these {len(self.scenes)} scenes has any: pack captures with more photos."
+            )
         plans = []
         for _ in range(count):
             gap = filled[_draw(len(filled), rng)]

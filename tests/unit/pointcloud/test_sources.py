@@ -12,7 +12,7 @@ from fvgen_recon.pointcloud.frustum import RandomPoints
 
 
 def test_the_sources_are_there():
-    assert set(ESTIMATORS) == {"plane-sweep", "mvs", "dataset", "dust3r", "random"}
+    assert set(ESTIMATORS) == {"plane-sweep", "mvs", "stereo", "dataset", "dust3r", "random"}
 
 
 def test_dataset_returns_the_scenes_points():

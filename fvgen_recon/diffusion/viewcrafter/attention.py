@@ -48,42 +48,34 @@ class FrameAttention:
         assert attn.to_v is not None
         assert attn.to_out is not None
 
+        parts = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        out = self.attend(*parts, num_frames, attn.heads)
+        return attn.to_out[1](attn.to_out[0](out))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, num_frames: int, num_heads: int
+    ) -> Float[Tensor, "R N C"]:
+        """Attend with projected tokens, each [R N C]."""
+
         def heads(x: Tensor) -> Tensor:
-            split = x.unflatten(0, (-1, num_frames)).unflatten(3, (attn.heads, -1))
+            split = x.unflatten(0, (-1, num_frames)).unflatten(3, (num_heads, -1))
             return split.permute(0, 2, 3, 1, 4).flatten(0, 1)
 
-        out = F.scaled_dot_product_attention(
-            heads(attn.to_q(hidden_states)),
-            heads(attn.to_k(hidden_states)),
-            heads(attn.to_v(hidden_states)),
-        )
-        rows = out.unflatten(0, (-1, hidden_states.shape[1])).permute(0, 3, 1, 2, 4)
-        return attn.to_out[1](attn.to_out[0](rows.flatten(3).flatten(0, 1)))
+        out = F.scaled_dot_product_attention(heads(query), heads(key), heads(value))
+        rows = out.unflatten(0, (-1, query.shape[1])).permute(0, 3, 1, 2, 4)
+        return rows.flatten(3).flatten(0, 1)
 
 
-class FrameKernelAttention:
+class FrameKernelAttention(FrameAttention):
     """`FrameAttention` in one kernel: for GPUs and inference only."""
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Float[Tensor, "R N C"],
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        *,
-        num_frames: int,
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, num_frames: int, num_heads: int
     ) -> Float[Tensor, "R N C"]:
-        """Attend along the frames of B clips, R = B * num_frames."""
+        """Attend with projected tokens, each [R N C]."""
         from fvgen_recon.diffusion.viewcrafter.kernels.frames import frame_attention
 
-        assert encoder_hidden_states is None
-        assert attention_mask is None
-        assert attn.to_k is not None
-        assert attn.to_v is not None
-        assert attn.to_out is not None
-        parts = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        out = frame_attention(*parts, num_frames, attn.heads)
-        return attn.to_out[1](attn.to_out[0](out))
+        return frame_attention(query, key, value, num_frames, num_heads)
 
 
 def use_frame_kernels(module: nn.Module) -> None:

@@ -25,8 +25,8 @@ from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.cast import Cast, make_cast
 from fvgen_recon.distill.clip import ClipBank, write_bank
-from fvgen_recon.distill.pack import PackedScene, read_pack
-from fvgen_recon.distill.pair import ClipPlan, evaluation_plans
+from fvgen_recon.distill.pack import read_pack
+from fvgen_recon.distill.pair import validation_plans
 from fvgen_recon.distill.pretrain import (
     Perceptual,
     PretrainConfig,
@@ -116,20 +116,6 @@ class Run:
         partial.replace(path)
 
 
-def _val_plans(recipe: CompactRecipe, scenes: tuple[PackedScene, ...]) -> list[ClipPlan]:
-    plans: list[ClipPlan] = []
-    for index, scene in enumerate(scenes):
-        plans += evaluation_plans(
-            scene,
-            index,
-            num_views=recipe.num_views,
-            num_frames=recipe.num_frames,
-            clips=recipe.clips_per_scene,
-            every=True,
-        )
-    return plans
-
-
 def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     """Build a worker's share of the clips; the first worker makes those of validation first."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,7 +126,12 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
         val = read_pack(args.val)
         write_bank(
             val,
-            _val_plans(recipe, val),
+            validation_plans(
+                val,
+                num_views=recipe.num_views,
+                num_frames=recipe.num_frames,
+                clips=recipe.clips_per_scene,
+            ),
             bank / "val",
             recipe.estimator,
             crop=recipe.crop,

@@ -1,6 +1,7 @@
 """Which photos lie between which: clips of posed scenes whose frames have real targets."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -320,6 +321,18 @@ def evaluation_plans(
             paths=(PathPlan(pair=pair, ends=(0, 1), frames=layout(pair, num_frames)),),
         )
         for pair in sorted(chosen, key=lambda p: p.gap_deg)
+    ]
+
+
+def validation_plans(
+    scenes: Sequence[PackedScene], *, num_views: int, num_frames: int, clips: int
+) -> list[ClipPlan]:
+    """Choose the clips of all scenes, each frame with a real photo; see `evaluation_plans`."""
+    options = {"num_views": num_views, "num_frames": num_frames, "clips": clips}
+    return [
+        plan
+        for index, scene in enumerate(scenes)
+        for plan in evaluation_plans(scene, index, **options, every=True)
     ]
 
 

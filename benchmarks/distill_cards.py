@@ -72,6 +72,8 @@ class Options:
     """How the first two parts run: a mode of the other script."""
     resume_mode: str = "shards"
     """How the last two parts run."""
+    stages: str = "gan,dmd"
+    """Stages of the first two parts."""
     parts: str = "cards,reference,resume"
     """Which parts to run."""
     limit_s: float = 600.0
@@ -182,6 +184,7 @@ def scaling_runs(options: Options) -> tuple[list[Run], list[Run]]:
         "network": options.network,
         "mode": options.mode,
         "checkpointing": options.checkpointing,
+        "stages": options.stages,
     }
     cards = Run(
         name="cards",

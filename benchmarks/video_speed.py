@@ -216,6 +216,8 @@ class Benchmark:
 
     def start(self) -> None:
         """Time a fresh process with this project's kernels, first with nothing compiled before."""
+        gc.collect()
+        torch.cuda.empty_cache()  # The other process needs the room.
         with tempfile.TemporaryDirectory() as folder:
             for name in ("first_process", "later_process"):
                 facts = start(self._start_options("kernels"), Path(folder), 120)
@@ -243,7 +245,8 @@ class Benchmark:
         )
 
     def memory(self) -> None:
-        """Measure the most memory of a whole pipeline call."""
+        """Measure the most memory of a whole pipeline call with kernels and nothing else around."""
+        self._begin_anew().to(self.dtype).enable_kernels()
         self.report.add("memory", fast_clip=peak_gib(self.rig.clip))
 
     def low_memory(self) -> None:

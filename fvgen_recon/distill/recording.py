@@ -7,9 +7,10 @@ must stay where they are. Calls whose recording fails run as they would have wit
 import copy
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ _WARM_UP = 2
 
 Wanted = Literal["output", "features", "both"]
 Call = Callable[..., tuple[Tensor, ...]]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Recordings:
     """A recorded forward with gradients waits for its backward."""
     recorders: list["_Recorder"] = field(default_factory=list)
     """Who has recordings."""
+    warm: set[tuple] = field(default_factory=set)
+    """Calls with gradients that some network made before it was recorded."""
 
     def record(self, backbone: nn.Module, *, fused: bool = False, through: bool = False) -> None:
         """Replay the calls of a backbone from now on, in place.
@@ -148,14 +152,18 @@ class _Recorder:
 
     def _trained(self, core: _Core, args: tuple[Tensor, ...]) -> Call:
         sample = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in args)
+        # Libraries are ready for the second network of a kind. Warming up again would take the room
+        # of all activations beside those of the first one's recording.
+        kind = (core.wanted, *_kind(self.plain), *((a.shape, a.requires_grad) for a in args))
         # In place: from here on the core itself replays.
         torch.cuda.make_graphed_callables(
             core,
             sample,
-            num_warmup_iters=_WARM_UP,
+            num_warmup_iters=0 if kind in self.shared.warm else _WARM_UP,
             allow_unused_input=True,
             pool=self.shared.trained_pool,
         )
+        self.shared.warm.add(kind)
 
         def replay(*args: Tensor) -> tuple[Tensor, ...]:
             outputs: tuple[Tensor, ...] = core(*args)
@@ -170,15 +178,7 @@ class _Recorder:
     @torch.no_grad()
     def _untrained(self, core: _Core, args: tuple[Tensor, ...]) -> Call:
         static = tuple(a.detach().clone() for a in args)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                core(*static)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.shared.plain_pool):
-            outputs = core(*static)
+        graph, outputs = record_call(lambda: core(*static), self.shared.plain_pool)
 
         @torch.no_grad()
         def replay(*args: Tensor) -> tuple[Tensor, ...]:
@@ -188,6 +188,54 @@ class _Recorder:
             return tuple(output.clone() for output in outputs)
 
         return replay
+
+
+def _kind(network: nn.Module) -> tuple:
+    """Return what networks share that launch the same kernels."""
+    return type(network), tuple((p.shape, p.dtype) for p in network.parameters())
+
+
+def record_call(
+    call: Callable[[], Result], pool: Any, *, strict: bool = False
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Run a call until its kernels are ready, then record it, on streams of its own.
+
+    Args:
+        call: Reads and writes tensors that stay where they are.
+        pool: Memory that recordings share.
+        strict: Refuse a call that waits for the GPU before anything is recorded, since a recording
+            that fails half-way leaves traces.
+
+    Returns:
+        The recording, and what the call returned, which each replay fills anew.
+
+    Raises:
+        RuntimeError: The call cannot be recorded.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            call()
+        if strict:
+            with _no_waits():
+                call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # The outer one puts back the stream where a recording fails.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+        outputs = call()
+    return graph, outputs
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _uncached_autocast() -> torch.autocast:

@@ -216,7 +216,8 @@ def _run(body, *arguments, **variables):
     # In a process of its own: Triton reads the source of functions, and the shape checks of these
     # tests wrap them; and its interpreter is chosen when it is imported.
     root = Path(__file__).parents[4]
-    paths = f"{root}{os.pathsep}{root / 'tests'}"
+    found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = os.pathsep.join([str(root), str(root / "tests"), *found])
     done = subprocess.run(
         [sys.executable, "-c", _SETUP + body, *arguments],
         capture_output=True,

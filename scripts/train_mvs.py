@@ -2,7 +2,7 @@
 
 Depth to train on is measured first, by plane sweeps over many views (kept in --cache); then the
 network trains for --settings.seconds; then both are measured on the validation scenes. Run it
-again with the same --out to go on where it stopped.
+again with the same --out to go on where it stopped, and with --measure-only to measure alone.
 
 Usage:
     python scripts/pack_scenes.py --scenes TRAIN --out train.pack --long-side 320 --tracks
@@ -78,6 +78,10 @@ class Arguments:
     """Restrict both packs to these scenes, for a quick look."""
     baseline: bool = True
     """Measure the plane sweep too."""
+    shipped: bool = False
+    """Measure the weights in the package too."""
+    measure_only: bool = False
+    """Only measure the weights in `out`; `train` is not read."""
     seed: int = 0
 
 
@@ -183,9 +187,8 @@ def save(args: Arguments, trainer: StereoTrainer, curve: Sequence[dict]) -> None
 def describe(line: StereoProgress, budget: float) -> str:
     """One line of progress with the time left."""
     figures = " ".join(f"{k} {v:.3f}" for k, v in line.figures.items())
-    per_second = line.step / max(line.seconds, 1e-6)
     left = max(0.0, budget - line.seconds)
-    return f"step {line.step} ({per_second:.1f}/s) {figures} left {left:.0f} s"
+    return f"step {line.step} ({line.speed:.1f}/s) {figures} left {left:.0f} s"
 
 
 def train(args: Arguments, trainer: StereoTrainer) -> None:
@@ -255,9 +258,10 @@ def measure_case(
 
 
 def evaluate(args: Arguments, device: torch.device) -> None:
-    """Measure the network, as it was saved, and the plane sweep on the validation scenes."""
+    """Measure the network, as it was saved, and others on the validation scenes."""
     learned = LearnedStereo(weights=args.out / "weights")
     estimators = {"plane-sweep": PlaneSweep()} if args.baseline else {}
+    estimators |= {"mvs, shipped": LearnedStereo()} if args.shipped else {}
     estimators |= {"mvs": learned, "mvs, not filled": replace(learned, fill=False)}
     figures: list[tuple[str, DepthFigures]] = []
     rows = []
@@ -285,6 +289,9 @@ def evaluate(args: Arguments, device: torch.device) -> None:
 def main(args: Arguments) -> None:
     """Measure depth, train, compare."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.measure_only:
+        evaluate(args, device)
+        return
     cache = args.cache or args.out / "truth"
     find_all_truth(args, cache)
     bank = StereoBank(prepare_scenes(args, cache, device), device, args.seed)

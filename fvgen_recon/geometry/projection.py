@@ -18,6 +18,22 @@ def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "H W 2
     return torch.stack([xx, yy], dim=-1)
 
 
+def inverse_intrinsics(K: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
+    """Return the maps from homogeneous pixels to rays with z = 1 in the camera.
+
+    In closed form: a solver would look at the outcome, for which a GPU would have to wait.
+    """
+    fx, skew, cx = K[..., 0, :].unbind(-1)
+    fy, cy = K[..., 1, 1], K[..., 1, 2]
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    rows = (
+        (1 / fx, -skew / (fx * fy), (skew * cy / fy - cx) / fx),
+        (zero, 1 / fy, -cy / fy),
+        (zero, zero, one),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
 def camera_rays(cameras: Cameras) -> Float[Tensor, "*B H W 3"]:
     """Return world ray directions through all pixel centres, scaled to z = 1 in the camera."""
     points = pixel_centres(cameras.height, cameras.width, cameras.K)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fvgen_recon.geometry.projection import pixel_centres
+from fvgen_recon.geometry.projection import inverse_intrinsics, pixel_centres
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.pointcloud.sweep import (
     inside_image,
@@ -57,7 +57,7 @@ def _project_back(
 ) -> tuple[Float[Tensor, "V S H W 2"], Float[Tensor, "V S H W"]]:
     """From points of the other views, at given inverse depths, to the views themselves."""
     to_view = cameras.w2c[:, None] @ cameras.c2w[others]
-    K, K_inverse = cameras.K[:, None], torch.linalg.inv_ex(cameras.K).inverse[others]
+    K, K_inverse = cameras.K[:, None], inverse_intrinsics(cameras.K)[others]
     infinity = K @ to_view[..., :3, :3] @ K_inverse
     epipole = (K @ to_view[..., :3, 3:])[..., 0]
     rays = torch.cat([uv, torch.ones_like(uv[..., :1])], dim=-1)

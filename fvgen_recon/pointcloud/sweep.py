@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fvgen_recon.geometry.projection import pixel_centres
+from fvgen_recon.geometry.projection import inverse_intrinsics, pixel_centres
 from fvgen_recon.types import Cameras
 
 _VARIANCE_FLOOR = 1e-4  # of the order of a photo's noise: keeps flat windows from matching
@@ -36,8 +36,7 @@ class ViewPairs:
 def relate_views(cameras: Cameras, sources: Int[Tensor, "V S"]) -> ViewPairs:
     """Prepare the projection from each view (one camera a row of `sources`) to its sources."""
     to_source = cameras.w2c[sources] @ cameras.c2w[:, None]
-    # Unchecked: looking at the outcome would make a GPU wait, and intrinsics have an inverse.
-    K_inverse = torch.linalg.inv_ex(cameras.K).inverse[:, None]
+    K_inverse = inverse_intrinsics(cameras.K)[:, None]
     K_source = cameras.K[sources]
     return ViewPairs(
         sources=sources,

@@ -5,12 +5,14 @@ every solid in one tensor operation, thousands of scenes cost little on a GPU.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fvgen_recon.geometry.projection import camera_rays
 from fvgen_recon.geometry.rigid import look_at, normalise
@@ -21,6 +23,8 @@ _FAR = 1e6
 _NEAR = 0.05
 _TEXELS = 256
 _LEVELS = 5
+# Of the largest tensors; one view at a time stays in a CPU's cache.
+_VALUES_CUDA, _VALUES_ELSEWHERE = 2**27, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,11 +144,48 @@ def random_arc(
     return Cameras(c2w=c2w, K=K.expand(num_views, 3, 3).clone(), height=height, width=width)
 
 
-def _hits(collage: Collage, eye: Tensor, rays: Tensor) -> Float[Tensor, "P K"]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Solids:
+    """The solids that each view can see, filled up to equally many."""
+
+    exists: Bool[Tensor, "V K"]
+    is_round: Bool[Tensor, "V K"]
+    centre: Float[Tensor, "V K 3"]
+    rotation: Float[Tensor, "V K 3 3"]
+    size: Float[Tensor, "V K 3"]
+    texture: Int[Tensor, "V K"]
+    texture_side: Float[Tensor, "V K"]
+    gain: Float[Tensor, "V K"]
+    gloss: Float[Tensor, "V K"]
+    light: Float[Tensor, "V 3"]
+
+    def take(self, views: Int[Tensor, "V2"] | slice) -> "_Solids":
+        """Return those of some views."""
+        return _Solids(**{f.name: getattr(self, f.name)[views] for f in fields(self)})
+
+    def to(self, device: torch.device) -> "_Solids":
+        """Move the tensors to a device."""
+        return _Solids(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def _stack_collages(collages: Sequence[Collage]) -> _Solids:
+    """One row a collage; what is filled up exists nowhere."""
+    names = [f.name for f in fields(Collage) if f.name != "light"]
+    stacked = {
+        n: pad_sequence([getattr(c, n) for c in collages], batch_first=True, padding_value=1)
+        for n in names
+    }
+    exists = pad_sequence([torch.ones_like(c.is_round) for c in collages], batch_first=True)
+    return _Solids(exists=exists, light=torch.stack([c.light for c in collages]), **stacked)
+
+
+def _hits(
+    solids: _Solids, eyes: Float[Tensor, "V 3"], rays: Float[Tensor, "V P 3"]
+) -> Float[Tensor, "V P K"]:
     """Ray parameter of each ray's first hit with each solid."""
-    to_local = collage.rotation / collage.size[:, None]  # columns are the scaled axes
-    origin = torch.einsum("ki,kij->kj", eye - collage.centre, to_local)
-    ray = torch.einsum("pi,kij->pkj", rays, to_local)
+    to_local = solids.rotation / solids.size[..., None, :]  # columns are the scaled axes
+    origin = torch.einsum("vki,vkij->vkj", eyes[:, None] - solids.centre, to_local)[:, None]
+    ray = torch.einsum("vpi,vkij->vpkj", rays, to_local)
     a, b = ray.square().sum(-1), (ray * origin).sum(-1)
     root = b.square() - a * (origin.square().sum(-1) - 1)
     ball = (-b - root.clamp_min(0).sqrt()) / a
@@ -154,9 +195,9 @@ def _hits(collage: Collage, eye: Tensor, rays: Tensor) -> Float[Tensor, "P K"]:
     enter = torch.minimum(first, second).amax(-1)
     leave = torch.maximum(first, second).amin(-1)
     box = torch.where((leave > enter) & (enter > _NEAR), enter, _FAR)
-    hit = torch.where(collage.is_round, ball, box)
-    hit[:, 0] = leave[:, 0]
-    return hit
+    hit = torch.where(solids.is_round[:, None], ball, box)
+    hit[..., 0] = leave[..., 0]
+    return hit.masked_fill(~solids.exists[:, None], _FAR)
 
 
 def _read_texels(
@@ -183,56 +224,98 @@ def _read_texels(
 
 
 def _colours(
-    collage: Collage, atlas: TextureAtlas, camera: Cameras, rays: Tensor
-) -> Float[Tensor, "P 3"]:
-    eye = camera.position
-    depth, which = _hits(collage, eye, rays).min(dim=1)
-    point = eye + depth[:, None] * rays
-    rotation, size = collage.rotation[which], collage.size[which]
-    local = torch.einsum("pi,pij->pj", point - collage.centre[which], rotation)
+    solids: _Solids, atlas: TextureAtlas, cameras: Cameras, rays: Float[Tensor, "V P 3"]
+) -> Float[Tensor, "V P 3"]:
+    eyes = cameras.position
+    depth, which = _hits(solids, eyes, rays).min(dim=-1)
+    views = torch.arange(len(cameras), device=rays.device)[:, None]
+
+    def seen(values: Tensor) -> Tensor:
+        return values[views, which]
+
+    point = eyes[:, None] + depth[..., None] * rays
+    rotation, size = seen(solids.rotation), seen(solids.size)
+    local = torch.einsum("vpi,vpij->vpj", point - seen(solids.centre), rotation)
     unit = local / size
     axis = unit.abs().argmax(dim=-1)
     flat = F.one_hot(axis, 3).float() * unit.sign()
-    normal = torch.where(collage.is_round[which][:, None], unit / size, flat)
-    normal = normalise(torch.einsum("pj,pij->pi", normal, rotation))
+    normal = torch.where(seen(solids.is_round)[..., None], unit / size, flat)
+    normal = normalise(torch.einsum("vpj,vpij->vpi", normal, rotation))
     others = torch.tensor([[1, 2], [0, 2], [0, 1]], device=rays.device)[axis]
-    side = collage.texture_side[which]
-    place = local.gather(1, others) / side[:, None] + 0.37 * which[:, None]
-    footprint = depth / camera.K[0, 0] / side * _TEXELS
+    side = seen(solids.texture_side)
+    place = local.gather(-1, others) / side[..., None] + 0.37 * which[..., None]
+    footprint = depth / cameras.K[:, None, 0, 0] / side * _TEXELS
     level = footprint.clamp_min(1e-3).log2().round().clamp(0, _LEVELS - 1).long()
-    colour = _read_texels(atlas, collage.texture[which], place, level)
-    colour = 0.5 + (colour - 0.5) * collage.gain[which][:, None]
+    texture = seen(solids.texture)
+    colour = _read_texels(atlas, texture.flatten(), place.flatten(0, 1), level.flatten())
+    colour = 0.5 + (colour.view_as(rays) - 0.5) * seen(solids.gain)[..., None]
     sight = normalise(rays)
     facing = -(normal * sight).sum(-1, keepdim=True)
     normal = normal * torch.where(facing < 0, -1.0, 1.0)
-    shade = 0.55 + 0.45 * (normal @ collage.light).clamp_min(0)
+    light = solids.light[:, None]
+    shade = 0.55 + 0.45 * (normal * light).sum(-1, keepdim=True).clamp_min(0)
     mirrored = sight - 2 * (sight * normal).sum(-1, keepdim=True) * normal
-    highlight = collage.gloss[which] * (mirrored @ collage.light).clamp_min(0) ** 12
-    return (colour * shade[:, None] + highlight[:, None]).clamp(0, 1)
+    shine = (mirrored * light).sum(-1, keepdim=True).clamp_min(0) ** 12
+    return (colour * shade + seen(solids.gloss)[..., None] * shine).clamp(0, 1)
 
 
 def render_collage(
     collage: Collage, atlas: TextureAtlas, cameras: Cameras, *, supersample: int = 2
 ) -> ProceduralRender:
-    """Photograph a collage; everything must be on one device.
+    """Photograph a collage.
 
     Args:
         collage: What to photograph.
-        atlas: Its textures.
+        atlas: Its textures; the photos come on their device.
         cameras: V cameras inside the outer box.
         supersample: Rays a pixel side for the colours; depth is taken at pixel centres.
     """
-    images, depths = [], []
-    for camera in cameras:
-        fine = camera.resize(camera.height * supersample, camera.width * supersample)
-        colour = _colours(collage, atlas, fine, camera_rays(fine).reshape(-1, 3))
-        colour = colour.T.reshape(1, 3, fine.height, fine.width)
-        images.append(F.avg_pool2d(colour, supersample)[0])
-        hits = _hits(collage, camera.position, camera_rays(camera).reshape(-1, 3))
-        depths.append(hits.amin(dim=1).reshape(camera.height, camera.width))
-    return ProceduralRender(images=torch.stack(images), depth=torch.stack(depths))
+    return render_collages([collage], atlas, [cameras], supersample=supersample)[0]
 
 
-def move_collage(collage: Collage, device: torch.device) -> Collage:
-    """Move the tensors to a device."""
-    return Collage(**{f.name: getattr(collage, f.name).to(device) for f in fields(collage)})
+def render_collages(
+    collages: Sequence[Collage],
+    atlas: TextureAtlas,
+    cameras: Sequence[Cameras],
+    *,
+    supersample: int = 2,
+) -> list[ProceduralRender]:
+    """Photograph several collages at once, each with cameras of its own, all of one size.
+
+    On a GPU many views share each operation, since launching these takes longer than doing them.
+    """
+    device = atlas.texels.device
+    counts = [len(c) for c in cameras]
+    index = torch.cat([torch.full((n,), i) for i, n in enumerate(counts)])
+    solids = _stack_collages(collages).take(index).to(device)
+    together = _join_cameras(cameras).to(device)
+    rays = together.height * together.width * supersample**2
+    limit = _VALUES_CUDA if device.type == "cuda" else _VALUES_ELSEWHERE
+    chunk = max(1, limit // (3 * rays * solids.exists.shape[1]))
+    parts = [
+        _photograph(solids.take(part), atlas, together[part], supersample)
+        for part in (slice(i, i + chunk) for i in range(0, len(together), chunk))
+    ]
+    images, depths = (torch.cat(p).split(counts) for p in zip(*parts, strict=True))
+    return [ProceduralRender(images=i, depth=d) for i, d in zip(images, depths, strict=True)]
+
+
+def _join_cameras(cameras: Sequence[Cameras]) -> Cameras:
+    return Cameras(
+        c2w=torch.cat([c.c2w for c in cameras]),
+        K=torch.cat([c.K for c in cameras]),
+        height=cameras[0].height,
+        width=cameras[0].width,
+    )
+
+
+def _photograph(
+    solids: _Solids, atlas: TextureAtlas, cameras: Cameras, supersample: int
+) -> tuple[Float[Tensor, "V 3 H W"], Float[Tensor, "V H W"]]:
+    """Colours and depths of views, each of its own row of solids."""
+    size = (cameras.height, cameras.width)
+    fine = cameras.resize(size[0] * supersample, size[1] * supersample)
+    colour = _colours(solids, atlas, fine, camera_rays(fine).flatten(1, 2))
+    colour = colour.mT.unflatten(2, (fine.height, fine.width))
+    hits = _hits(solids, cameras.position, camera_rays(cameras).flatten(1, 2))
+    return F.avg_pool2d(colour, supersample), hits.amin(dim=-1).unflatten(1, size)

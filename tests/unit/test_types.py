@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl, opengl_to_opencv
-from fvgen_recon.geometry.projection import project_points, unproject_depth
+from fvgen_recon.geometry.projection import inverse_intrinsics, project_points, unproject_depth
 from fvgen_recon.types import Cameras, ViewBatch
 
 
@@ -89,3 +89,11 @@ def test_real_views_weigh_one() -> None:
             weight=weight,
             is_real=torch.tensor([True, False]),
         )
+
+
+def test_inverse_intrinsics_undo_intrinsics(rng):
+    K = torch.eye(3).repeat(4, 2, 1, 1)
+    K[..., 0, 0], K[..., 1, 1] = 300 + 50 * torch.rand(2, 4, 2, generator=rng)
+    K[..., :2, 2] = 100 * torch.rand(4, 2, 2, generator=rng)
+    K[..., 0, 1] = torch.rand(4, 2, generator=rng)
+    assert torch.allclose(inverse_intrinsics(K) @ K, torch.eye(3).expand_as(K), atol=1e-4)

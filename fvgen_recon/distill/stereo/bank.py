@@ -9,15 +9,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fvgen_recon.distill.pack import PackedScene
-from fvgen_recon.distill.stereo.batch import StereoBatch, ViewGroup, random_span, stack_groups
+from fvgen_recon.distill.stereo.batch import StereoBatch, ViewGroup, knows_enough, stack_groups
 from fvgen_recon.pointcloud.neighbour import other_views, view_overlap, viewing_angle
 from fvgen_recon.render.collage import (
     TextureAtlas,
     build_atlas,
-    move_collage,
     random_arc,
     random_collage,
-    render_collage,
+    render_collages,
 )
 from fvgen_recon.types import Cameras
 
@@ -95,26 +94,24 @@ def cut_group(
     largest = min(source[0] / size[0], source[1] / size[1])
     zoom = largest / (1 + 0.35 * float(torch.rand((), generator=rng)))
     window = tuple(int(s * zoom) for s in size)
-    place = torch.rand(2, generator=rng)
-    images, truths, intrinsics = [], [], []
-    for view in views:
-        own = (place + 0.15 * torch.randn(2, generator=rng)).clamp(0, 1)
-        top, left = (int(p * (s - w)) for p, s, w in zip(own, source, window, strict=True))
-        photo = scene.photos[view, :, top : top + window[0], left : left + window[1]]
-        photo = photo[None].float() / 255
-        images.append(F.interpolate(photo, size, mode="bilinear", antialias=True)[0])
-        truth = scene.truth[view, top : top + window[0], left : left + window[1]]
-        truths.append(F.interpolate(truth[None, None], size, mode="nearest-exact")[0, 0])
-        K = scene.cameras.K[view].clone()
-        K[:2, 2] -= torch.tensor([left, top])
-        K[0] *= size[1] / window[1]
-        K[1] *= size[0] / window[0]
-        intrinsics.append(K)
+    place = torch.rand(2, generator=rng) + 0.15 * torch.randn(len(views), 2, generator=rng)
+    room = torch.tensor([s - w for s, w in zip(source, window, strict=True)])
+    corners = (place.clamp(0, 1) * room).long()
+    cuts = [
+        (view, slice(top, top + window[0]), slice(left, left + window[1]))
+        for view, (top, left) in zip(views, corners.tolist(), strict=True)
+    ]
+    photos = torch.stack([scene.photos[v, :, rows, columns] for v, rows, columns in cuts])
+    truth = torch.stack([scene.truth[cut] for cut in cuts])
+    K = scene.cameras.K[list(views)].clone()
+    K[:, :2, 2] -= corners.flip(-1)
+    K[:, 0] *= size[1] / window[1]
+    K[:, 1] *= size[0] / window[0]
     c2w = scene.cameras.c2w[list(views)]
-    cameras = Cameras(c2w=c2w, K=torch.stack(intrinsics), height=size[0], width=size[1])
-    device = scene.photos.device
     return ViewGroup(
-        images=torch.stack(images), cameras=cameras.to(device), truth=torch.stack(truths)
+        images=F.interpolate(photos.float() / 255, size, mode="bilinear", antialias=True),
+        cameras=Cameras(c2w=c2w, K=K, height=size[0], width=size[1]),
+        truth=F.interpolate(truth[None], size, mode="nearest-exact")[0],
     )
 
 
@@ -141,44 +138,44 @@ class StereoBank:
         self.rng = torch.Generator().manual_seed(seed)
         self.atlas = atlas_from(scenes, torch.Generator().manual_seed(0))
 
-    def _real(self, count: int, size: tuple[int, int]) -> tuple[ViewGroup, Tensor] | None:
-        portrait = size[0] > size[1]
-        shapes = [s.photos.shape[-2:] for s in self.scenes]
-        fits = torch.tensor([(h > w) == portrait for h, w in shapes])
-        num_photos = torch.tensor([float(len(s.photos)) for s in self.scenes])
+        shapes = [s.photos.shape[-2:] for s in scenes]
+        self._portrait = torch.tensor([h > w for h, w in shapes])
+        self._share = torch.tensor([float(len(s.photos)) for s in scenes]).sqrt()
+
+    def _real(self, count: int, size: tuple[int, int]) -> ViewGroup | None:
+        fits = self._share * (self._portrait == (size[0] > size[1]))
         if not bool(fits.any()):
             return None
-        scene = self.scenes[int(torch.multinomial(num_photos.sqrt() * fits, 1, generator=self.rng))]
+        scene = self.scenes[int(torch.multinomial(fits, 1, generator=self.rng))]
         views = draw_views(scene.angle, count, self.rng)
         if views is None:
             return None
         group = cut_group(scene, views, size, self.rng)
-        span = random_span(group.truth, self.rng)
-        return None if span is None else (group, span)
+        return group if knows_enough(group.truth) else None
 
-    def _rendered(self, count: int, size: tuple[int, int]) -> tuple[ViewGroup, Tensor]:
-        collage = move_collage(random_collage(self.rng, self.atlas.count), self.device)
-        cameras = random_arc(self.rng, count, height=size[0], width=size[1]).to(self.device)
-        render = render_collage(collage, self.atlas, cameras)
-        truth = 1 / render.depth
-        span = random_span(truth, self.rng)
-        assert span is not None
-        return ViewGroup(images=render.images, cameras=cameras, truth=truth), span
+    def _rendered(self, count: int, num_views: int, size: tuple[int, int]) -> list[ViewGroup]:
+        if count == 0:
+            return []
+        collages = [random_collage(self.rng, self.atlas.count) for _ in range(count)]
+        cameras = [
+            random_arc(self.rng, num_views, height=size[0], width=size[1]) for _ in range(count)
+        ]
+        renders = render_collages(collages, self.atlas, cameras)
+        return [
+            ViewGroup(images=r.images, cameras=c, truth=1 / r.depth)
+            for r, c in zip(renders, cameras, strict=True)
+        ]
 
     @torch.no_grad()
     def draw(
         self, num_groups: int, num_views: int, size: tuple[int, int], real_share: float
     ) -> StereoBatch:
         """Draw groups; each is real with a given chance, where one can be found in ten draws."""
-        groups, spans = [], []
-        for _ in range(num_groups):
-            found = None
-            if float(torch.rand((), generator=self.rng)) < real_share:
-                for _ in range(10):
-                    found = self._real(num_views, size)
-                    if found is not None:
-                        break
-            group, span = found or self._rendered(num_views, size)
-            groups.append(group)
-            spans.append(span)
-        return stack_groups(groups, spans, self.rng)
+        wanted = torch.rand(num_groups, generator=self.rng) < real_share
+        draws = (10 if wants else 0 for wants in wanted.tolist())
+        found = [
+            next((g for _ in range(n) if (g := self._real(num_views, size)) is not None), None)
+            for n in draws
+        ]
+        rendered = iter(self._rendered(found.count(None), num_views, size))
+        return stack_groups([g or next(rendered) for g in found], self.rng)

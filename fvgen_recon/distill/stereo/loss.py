@@ -13,12 +13,25 @@ RIGHT = 0.02
 """A depth is right where it is off by less than this share."""
 
 
+FIGURES: tuple[str, ...] = (
+    "total",
+    "coarse_entropy",
+    "coarse_near",
+    "fine_error",
+    "full_error",
+    "confidence",
+    "right_2",
+)
+"""What is watched."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StereoLosses:
     """Parts of the loss and figures to watch."""
 
     total: Tensor
     figures: dict[str, Tensor]
+    """By the names in `FIGURES`, without gradient."""
 
 
 def pool_truth(
@@ -29,9 +42,9 @@ def pool_truth(
     blocks = blocks.flatten(3)
     known = blocks > 0
     high = blocks.amax(dim=-1)
-    low = torch.where(known, blocks, torch.inf).amin(dim=-1)
+    low = blocks.masked_fill(~known, torch.inf).amin(dim=-1)
     mean = blocks.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)
-    return torch.where(high - low < spacing[:, None, None], mean, 0.0)
+    return mean.masked_fill(high - low >= spacing[:, None, None], 0.0)
 
 
 def _view_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -80,13 +93,7 @@ def stereo_losses(result: MvsResult, truth: Float[Tensor, "N H W"]) -> StereoLos
     confidence = _view_mean(judged, known)
     total = coarse_entropy + coarse_error + 0.5 * fine_entropy + fine_error
     total = total + start_error + 2 * full_error + confidence
-    figures = {
-        "total": total,
-        "coarse_entropy": coarse_entropy,
-        "coarse_near": coarse_near,
-        "fine_error": fine_error,
-        "full_error": full_error,
-        "confidence": confidence,
-        "right_2": _view_mean(right, known),
-    }
-    return StereoLosses(total=total, figures={k: v.detach() for k, v in figures.items()})
+    right_2 = _view_mean(right, known)
+    parts = (total, coarse_entropy, coarse_near, fine_error, full_error, confidence, right_2)
+    figures = {name: part.detach() for name, part in zip(FIGURES, parts, strict=True)}
+    return StereoLosses(total=total, figures=figures)

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -13,7 +13,11 @@ _POLL = 0.2
 
 
 def draw_ahead(
-    draw: Callable[[], StereoBatch], device: torch.device, depth: int = 2
+    draw: Callable[[], StereoBatch],
+    device: torch.device,
+    depth: int = 2,
+    *,
+    quiet: AbstractContextManager[object] | None = None,
 ) -> Generator[StereoBatch, None, None]:
     """Yield what `draw` returns, call after call; the next ones are drawn meanwhile.
 
@@ -24,10 +28,15 @@ def draw_ahead(
         draw: Makes a batch; called in one other thread only. What it raises is raised here.
         device: Where the batches lie.
         depth: Batches that wait at most.
+        quiet: A lock; nothing is drawn while another thread holds it.
     """
     ready: queue.Queue[StereoBatch | BaseException] = queue.Queue(maxsize=depth)
     stop = threading.Event()
-    worker = threading.Thread(target=_fill, args=(draw, device, ready, stop), daemon=True)
+    worker = threading.Thread(
+        target=_fill,
+        args=(draw, device, ready, stop, quiet or nullcontext()),
+        daemon=True,
+    )
     worker.start()
     try:
         while True:
@@ -49,18 +58,21 @@ def _fill(
     device: torch.device,
     ready: "queue.Queue[StereoBatch | BaseException]",
     stop: threading.Event,
+    quiet: AbstractContextManager[object],
 ) -> None:
     on_cuda = device.type == "cuda"
-    stream = torch.cuda.Stream(device) if on_cuda else None
+    # Of high priority: many small kernels beside the large ones of the training.
+    stream = torch.cuda.Stream(device, priority=-1) if on_cuda else None
     if stream is not None:  # what is drawn from was put there on the usual stream
         stream.wait_stream(torch.cuda.default_stream(device))
     while not stop.is_set():
         item: StereoBatch | BaseException
         try:
-            with torch.cuda.stream(stream) if stream is not None else nullcontext():
-                item = draw()
-            if stream is not None:
-                stream.synchronize()
+            with quiet:
+                with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                    item = draw()
+                if stream is not None:
+                    stream.synchronize()
         except BaseException as error:  # raised again where the batches are used
             item = error
         while not stop.is_set():

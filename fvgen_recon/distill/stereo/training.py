@@ -16,7 +16,8 @@ from fvgen_recon.distill.checkpoint import load_optimizer, load_tensors, optimiz
 from fvgen_recon.distill.pretrain import update_ema
 from fvgen_recon.distill.stereo.bank import StereoBank
 from fvgen_recon.distill.stereo.batch import StereoBatch
-from fvgen_recon.distill.stereo.loss import stereo_losses
+from fvgen_recon.distill.stereo.gradient import GradientFinder
+from fvgen_recon.distill.stereo.loss import FIGURES
 from fvgen_recon.distill.stereo.prefetch import draw_ahead
 from fvgen_recon.errors import TrainingError, WeightsError
 from fvgen_recon.io.file import atomic_path
@@ -44,6 +45,12 @@ class StereoSettings:
     """Heights and widths of batches; sides are multiples of 16."""
     log_every: int = 25
     """Steps between two lines of the curve."""
+    start_seconds: float = 0.0
+    """Where the rate's way from its peak to its end begins: earlier parts of a training that is
+    taken further have had one of their own."""
+    recorded: bool = True
+    """Replay forward and backward as CUDA graphs where there is a GPU: one a shape of batch, made
+    in about a second when it first comes."""
     compiled: bool = False
     """Compile the networks of the volumes (some two minutes before the first steps)."""
 
@@ -55,6 +62,8 @@ class StereoProgress:
     step: int
     seconds: float
     rate: float
+    speed: float
+    """Steps a second since the last line."""
     figures: dict[str, float]
 
 
@@ -79,6 +88,8 @@ class StereoTrainer:
         network.is_mixed = self.device.type == "cuda"
         if settings.compiled:
             network.compile_volumes()
+        on_cuda = self.device.type == "cuda"
+        self.gradients = GradientFinder(network, is_recorded=settings.recorded and on_cuda)
         self.step, self.seconds = 0, 0.0
 
     def save(self, path: Path) -> None:
@@ -114,7 +125,9 @@ class StereoTrainer:
         self.bank.rng.manual_seed(1_000_003 + self.step)
 
     def _rate(self) -> float:
-        share = min(1.0, self.seconds / self.settings.seconds)
+        start = self.settings.start_seconds
+        share = (self.seconds - start) / max(self.settings.seconds - start, 1e-6)
+        share = min(1.0, max(0.0, share))
         warm = min(1.0, (self.step + 1) / 50)
         return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
@@ -126,20 +139,18 @@ class StereoTrainer:
         num_groups = max(1, settings.views_a_batch // num_views)
         return self.bank.draw(num_groups, num_views, size, settings.real_share)
 
-    def _update(self, batch: StereoBatch) -> dict[str, Tensor]:
+    def _update(self, batch: StereoBatch) -> Tensor:
+        """Take a step; returns the figures and the norm of the gradient."""
         settings = self.settings
-        result = self.network(batch.images, batch.cameras, batch.sources, batch.span)
-        losses = stereo_losses(result, batch.truth)
+        figures = self.gradients.find(batch)
+        norm = nn.utils.clip_grad_norm_(self.gradients.weights, settings.clip_norm)
         self.optimizer.param_groups[0]["lr"] = self._rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.step += 1
         update_ema(
             self.average, self.network, min(settings.ema, (1 + self.step) / (10 + self.step))
         )
-        return losses.figures | {"norm": norm.detach()}
+        return torch.cat([figures, norm.detach()[None]])
 
     def run(self) -> Iterator[StereoProgress]:
         """Train until the budget is spent.
@@ -147,25 +158,33 @@ class StereoTrainer:
         Raises:
             TrainingError: The loss is no longer finite.
         """
-        with closing(draw_ahead(self._draw, self.device)) as batches:
+        quiet = self.gradients.quiet
+        with closing(draw_ahead(self._draw, self.device, quiet=quiet)) as batches:
             yield from self._train_on(batches)
 
     def _train_on(self, batches: Iterator[StereoBatch]) -> Iterator[StereoProgress]:
-        last, sums, count = time.monotonic(), {}, 0
+        last, seconds = time.monotonic(), self.seconds
+        sums, count = torch.zeros(len(FIGURES) + 1, device=self.device), 0
         while self.seconds < self.settings.seconds and self.step < self.settings.max_steps:
-            figures = self._update(next(batches))
-            sums = {k: sums.get(k, 0) + v for k, v in figures.items()}
+            sums += self._update(next(batches))
             count += 1
             done = self.step >= self.settings.max_steps
             if self.step % self.settings.log_every == 0 or done:
-                means = {k: float(v) / count for k, v in sums.items()}
-                if not math.isfinite(means["total"]):
+                # The only look at the GPU: until then the host runs ahead.
+                figures = dict(zip((*FIGURES, "norm"), (sums / count).tolist(), strict=True))
+                if not math.isfinite(figures["total"]):
                     raise TrainingError(
-                        f"The stereo training is no longer finite at step {self.step}: {means}."
+                        f"The stereo training is no longer finite at step {self.step}: {figures}."
                     )
+                spent = self.seconds + time.monotonic() - last - seconds
                 yield StereoProgress(
-                    step=self.step, seconds=self.seconds, rate=self._rate(), figures=means
+                    step=self.step,
+                    seconds=self.seconds,
+                    rate=self._rate(),
+                    speed=count / max(spent, 1e-6),
+                    figures=figures,
                 )
-                sums, count = {}, 0
+                sums.zero_()
+                count, seconds = 0, seconds + spent
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now

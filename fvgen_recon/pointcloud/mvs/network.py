@@ -160,7 +160,10 @@ class MvsNetwork(nn.Module):
         )
 
     def _mixed(self, like: Tensor) -> torch.autocast:
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.is_mixed)
+        # Without a cache, which recorded calls could not use; no weight is used twice.
+        return torch.autocast(
+            like.device.type, torch.bfloat16, enabled=self.is_mixed, cache_enabled=False
+        )
 
     def _look(self, images: Tensor, sources: Tensor) -> _Pyramid:
         with self._mixed(images):

@@ -1,3 +1,5 @@
+import copy
+import logging
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -6,8 +8,10 @@ import pytest
 import torch
 from unit.pointcloud.stage import make_stage
 
+from fvgen_recon.distill.stereo import gradient
 from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, cut_group, draw_views
-from fvgen_recon.distill.stereo.batch import random_span
+from fvgen_recon.distill.stereo.batch import jitter_photos, knows_enough, random_span
+from fvgen_recon.distill.stereo.gradient import GradientFinder
 from fvgen_recon.distill.stereo.loss import pool_truth, stereo_losses
 from fvgen_recon.distill.stereo.prefetch import draw_ahead
 from fvgen_recon.distill.stereo.training import StereoSettings, StereoTrainer
@@ -69,7 +73,9 @@ def test_span_holds_the_known_depths(rng):
     assert (span[:, 0] > 0).all()
     assert (span[:, 0] < 0.52).all()
     assert (span[:, 1] > 1.48).all()
+    assert knows_enough(truth)
     assert random_span(torch.zeros(1, 20, 20), rng) is None
+    assert not knows_enough(torch.cat([truth, torch.zeros(1, 20, 20)]))
 
 
 def test_pooled_truth_keeps_single_points_and_drops_edges():
@@ -149,3 +155,138 @@ def test_learns_a_scene(real):
     settings = replace(SETTINGS, max_steps=40, log_every=10, real_share=1.0, learning_rate=3e-3)
     lines = list(StereoTrainer(MvsNetwork(SMALL), average, bank, settings).run())
     assert lines[-1].figures["total"] < 0.8 * lines[0].figures["total"]
+
+
+def test_photos_are_jittered_each_by_its_own_and_noise_by_group(rng):
+    flat = torch.full((40, 3, 24, 24), 0.5)
+    found = jitter_photos(flat, 2, rng)
+    assert found.shape == flat.shape
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+    mean = found.mean(dim=(1, 2, 3))
+    assert mean.std() > 0.02
+    noise = (found - found.mean(dim=(2, 3), keepdim=True)).std(dim=(1, 2, 3)).unflatten(0, (20, 2))
+    assert noise[:, 0].amax() > 2 * noise[:, 0].amin()
+    assert torch.allclose(noise[:, 0], noise[:, 1], rtol=0.2)
+
+
+def test_some_photos_are_softened(rng):
+    checks = (torch.arange(24)[:, None] + torch.arange(24)).remainder(2).float() * 0.4 + 0.3
+    found = jitter_photos(checks.expand(90, 3, 24, 24), 3, rng)
+    step = (found[..., 1:] - found[..., :-1]).abs().mean(dim=(1, 2, 3)).unflatten(0, (30, 3))
+    softened = (step < 0.15).sum(dim=1)
+    assert softened.amax() == 1
+    assert 3 <= int(softened.sum()) <= 16
+
+
+def test_batches_are_real_and_rendered_as_wanted(real):
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    rendered = bank.draw(3, 2, (32, 48), real_share=0.0)
+    assert rendered.images.shape == (6, 3, 32, 48)
+    assert (rendered.truth > 0).all()  # exact depth everywhere
+    assert rendered.sources.flatten().tolist() == [1, 0, 3, 2, 5, 4]
+    assert (rendered.span[:, 0] < rendered.span[:, 1]).all()
+    copied = rendered.copy()
+    for one, other in zip(rendered.tensors(), copied.tensors(), strict=True):
+        assert torch.equal(one, other)
+        assert one.data_ptr() != other.data_ptr()
+
+
+class Replay:
+    """Stands in for a CUDA graph: does again what was recorded, into the same memory."""
+
+    def __init__(self, call, output):
+        self.call, self.output = call, output
+
+    def replay(self):
+        self.output.copy_(self.call())
+
+
+def record(call, pool, *, strict):
+    assert strict
+    output = call()
+    return Replay(call, output), output
+
+
+def refuse(call, pool, *, strict):
+    raise RuntimeError("called a synchronizing operation")
+
+
+def make_finder(monkeypatch, network, how):
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(gradient, "record_call", how)
+    return GradientFinder(network, is_recorded=True)
+
+
+def found_by(finder, batch):
+    figures = finder.find(batch)
+    return [figures, *(w.grad.clone() for w in finder.weights)]
+
+
+def test_replays_read_each_batch_and_the_weights_of_now(real, monkeypatch):
+    torch.manual_seed(0)
+    network = MvsNetwork(SMALL)
+    plain = GradientFinder(copy.deepcopy(network), is_recorded=False)
+    recorded = make_finder(monkeypatch, network, record)
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    for size in ((32, 48), (32, 32), (32, 48), (32, 32)):
+        batch = bank.draw(1, 2, size, 1.0)
+        expected, found = found_by(plain, batch), found_by(recorded, batch)
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for one, other, g in zip(plain.weights, recorded.weights, expected[1:], strict=True):
+                other.copy_(one.sub_(0.01 * g.sign()))
+    assert len(recorded.made) == 2
+
+
+def test_what_is_not_recorded_is_found_plainly_and_said(real, monkeypatch, caplog):
+    network = MvsNetwork(SMALL)
+    batch = StereoBank([real], torch.device("cpu"), 0).draw(1, 2, (32, 48), 1.0)
+    expected = found_by(GradientFinder(network, is_recorded=False), batch)
+    finder = make_finder(monkeypatch, network, refuse)
+    with caplog.at_level(logging.WARNING):
+        found = found_by(finder, batch)
+    assert "NOT RECORDED" in caplog.text
+    assert "synchronizing" in caplog.text
+    assert not finder.is_recorded
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_nothing_is_drawn_while_a_recording_is_made():
+    drawn, quiet = [], threading.Lock()
+
+    def draw():
+        drawn.append(quiet.locked())
+        raise WeightsError("enough")
+
+    quiet.acquire()
+    batches = draw_ahead(draw, torch.device("cpu"), quiet=quiet)
+    errors = []
+
+    def use():
+        try:
+            next(batches)
+        except WeightsError as error:
+            errors.append(str(error))
+
+    starter = threading.Thread(target=use)
+    starter.start()
+    starter.join(0.3)
+    assert not drawn
+    quiet.release()
+    starter.join(5)
+    assert drawn == [True]  # held by the one that draws
+    assert errors == ["enough"]
+
+
+def test_the_rate_of_a_second_part_starts_at_its_peak(real):
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    settings = replace(SETTINGS, seconds=300.0, start_seconds=100.0, learning_rate=1e-3)
+    trainer = StereoTrainer(MvsNetwork(SMALL), MvsNetwork(SMALL), bank, settings)
+    trainer.step = 1000
+    rates = []
+    for trainer.seconds in (100.0, 200.0, 300.0):
+        rates.append(trainer._rate())
+    assert rates == pytest.approx([1e-3, 5.1e-4, 2e-5])

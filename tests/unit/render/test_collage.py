@@ -3,7 +3,13 @@ import torch
 
 from fvgen_recon.pointcloud.consistency import compare_depth
 from fvgen_recon.pointcloud.sweep import project_inverse_depth, relate_views, sample_views
-from fvgen_recon.render.collage import build_atlas, random_arc, random_collage, render_collage
+from fvgen_recon.render.collage import (
+    build_atlas,
+    random_arc,
+    random_collage,
+    render_collage,
+    render_collages,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +54,17 @@ def test_the_same_seed_gives_the_same_scene(atlas):
     )
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.depth, second.depth)
+
+
+@pytest.mark.parametrize("values", [0, 2**40])
+def test_collages_together_look_as_each_alone(atlas, values, monkeypatch):
+    monkeypatch.setattr("fvgen_recon.render.collage._VALUES_ELSEWHERE", values)
+    rng = torch.Generator().manual_seed(3)
+    collages = [random_collage(rng, atlas.count) for _ in range(3)]
+    assert len({len(c.texture) for c in collages}) > 1  # some are filled up
+    cameras = [random_arc(rng, 2, height=16, width=24) for _ in collages]
+    together = render_collages(collages, atlas, cameras)
+    for collage, own, render in zip(collages, cameras, together, strict=True):
+        alone = render_collage(collage, atlas, own)
+        assert torch.allclose(render.images, alone.images, atol=1e-5)
+        assert torch.allclose(render.depth, alone.depth, rtol=1e-5)

@@ -1,182 +1,359 @@
-"""The paper's ablation on the compact model: every recipe from one teacher, at one number of steps.
+"""The paper's ablation on the compact model: every recipe from one teacher, at equal updates.
+
+Each stage is a process ("leg") on one of the GPUs; recipes that begin alike share their first leg.
+Run again, finished legs are kept.
 
 Usage:
-    python benchmarks/student_ablation.py --train train.bin --val val.bin --features features.bin \
-        --bank bank --teacher run/teacher --out benchmarks/results/student_ablation.json
+    python scripts/build_bank.py --train train.bin --val val.bin --out bank/train --estimator mvs
+    python benchmarks/student_ablation.py --features features.bin --bank bank --gpus 2 --per-gpu 3 \
+        --teacher run/teacher --regression run/regression --out student_ablation.json
 """
 
+import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
+from machine import describe_machine, plain_path
+from student_leg import RESULT, WEIGHTS, Leg, settings
+from student_table import collect, draw, show
 
-from fvgen_recon.errors import FvgenError, TrainingError
+from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.io.file import read_json, write_json
 
-TRAINER = Path(__file__).resolve().parent.parent / "scripts" / "train_compact.py"
-CHAINS = {
-    "no start": (("dmd-rkl", 1.0),),
-    "GAN only": (("gan", 0.5), ("gan", 0.5)),
-    "GAN + rkl": (("gan", 0.5), ("dmd-rkl", 0.5)),
-    "GAN + soft_rkl": (("gan", 0.5), ("dmd", 0.5)),
-    "GAN + 1/r": (("gan", 0.5), ("dmd-inverse", 0.5)),
-    "DMD2 joint": (("dmd2", 1.0),),
-    "CausVid-like": (("ode", 0.25), ("dmd-rkl", 0.75)),
+SCRIPT = Path(__file__).resolve().parent / "student_leg.py"
+RECIPES = {
+    "no start": ("dmd-rkl",),
+    "GAN only": ("gan", "gan"),
+    "GAN + rkl": ("gan", "dmd-rkl"),
+    "GAN + soft_rkl": ("gan", "dmd"),
+    "GAN + 1/r": ("gan", "dmd-inverse"),
+    "DMD2 joint": ("dmd2",),
+    "CausVid-like": ("ode", "dmd-rkl"),
 }
-"""Stages of each recipe and their shares of the steps; a common first part is trained once."""
+"""Stages of each recipe. A recipe of one stage spends all updates on it; one that begins with `gan`
+or `ode` spends `gan_updates` or `ode_updates` on that."""
+
+_OVERHEAD_S = 180.0
+"""What a leg may take beside its training before it is given up."""
+_STREAM = 1000
+"""Between the seeds of first and second legs: none shall repeat the draws of the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What to compare, and on what."""
 
-    train: Path
-    """Packed training scenes."""
-    val: Path
-    """Packed validation scenes."""
     features: Path
     """Packed feature networks."""
     bank: Path
-    """Clips that an earlier training built."""
+    """Folder with clips in `train` and `val` (scripts/build_bank.py --val)."""
     teacher: Path
     """Weights of the teacher that all students start from."""
+    regression: Path | None = None
+    """Weights of the regression, to be measured beside them."""
     out: Path
-    """JSON file with the results; runs are kept beside it and not repeated."""
+    """JSON file with the results, written after each leg; legs are kept in a folder beside it."""
+    figure: Path | None = None
+    """Picture of PSNR against ST-LPIPS."""
     recipe: str = "full"
     """Name in fvgen_recon.recipes.compact."""
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    """Which rows to make."""
     seeds: int = 3
     """Runs of each recipe."""
-    steps: int = 400
-    """Updates of the student in each run."""
-    parallel: int = 3
-    """Runs at the same time."""
+    gan_updates: int = 80
+    """Updates of the student in the adversarial start."""
+    dmd_updates: int = 120
+    """Updates after it; each recipe has the sum of both."""
+    ode_updates: int = 50
+    """Of this sum, those on the teacher's path in the CausVid-like recipe."""
+    warmup_turns: int | None = None
+    """Updates of the judges alone at the start of each stage, instead of the recipe's."""
+    judge_turns: int | None = None
+    """Updates of the judges before each of the student, instead of the recipe's."""
+    batch_size: int | None = None
+    """Clips an update, instead of the recipe's."""
+    max_clips: int | None = None
+    """Clips of the bank that each process keeps on its GPU; none for all."""
+    teacher_steps: tuple[int, ...] = (1, 4, 8, 50)
+    """Steps at which the teacher is measured."""
+    gpus: int = 0
+    """GPUs to spread the legs over; 0 for the CPU."""
+    per_gpu: int = 1
+    """Legs at the same time on each."""
+    leg_seconds: float = 120.0
+    """Longest training of a leg, whatever its updates."""
+    limit_s: float = float("inf")
+    """After so many seconds no leg is started."""
+    record: bool = True
+    """Replay the networks' calls as CUDA graphs where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        """Check names and numbers."""
+        unknown = set(self.recipes) - set(RECIPES)
+        if unknown or not 0 < self.ode_updates < self.gan_updates + self.dmd_updates:
+            raise InputError(
+                f"Recipes out of {', '.join(RECIPES)} and fewer ode_updates than there are in all "
+                f"were expected: {', '.join(self.recipes)} and {self.ode_updates} came."
+            )
+        counts = (self.seeds, self.gan_updates, self.dmd_updates, self.per_gpu)
+        if min(counts) < 1:
+            raise InputError(f"Seeds, updates and legs of at least 1 were expected: {counts} came.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One stage of one run."""
+@dataclass
+class State:
+    """How far the legs are."""
 
-    folder: Path
-    """Where it is kept."""
-    stage: str
-    steps: int
-    seed: int
-    before: Path | None
-    """Weights that it goes on from; the teacher's by default."""
+    start: float = field(default_factory=time.monotonic)
+    done: set[Path] = field(default_factory=set)
+    """Folders of finished legs."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """What went wrong, by leg."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
 
 
-def legs(options: Options, recipe: str, seed: int) -> list[Leg]:
-    """List the stages of one run, in order."""
-    found: list[Leg] = []
-    path, before = options.out.with_suffix(""), None
-    for stage, share in CHAINS[recipe]:
-        steps = round(options.steps * share)
-        path = path / f"{stage}-{steps}"
-        found.append(
-            Leg(folder=path / f"seed{seed}", stage=stage, steps=steps, seed=seed, before=before)
+def stage_updates(options: Options, stages: Sequence[str]) -> list[int]:
+    """Return the updates of a recipe's stages; their sum is the same for all."""
+    total = options.gan_updates + options.dmd_updates
+    if len(stages) == 1:
+        return [total]
+    first = options.ode_updates if stages[0] == "ode" else options.gan_updates
+    return [first, total - first]
+
+
+def chain(options: Options, recipe: str, seed: int) -> list[Leg]:
+    """List the legs of one run, in order."""
+    legs: list[Leg] = []
+    path, before = options.out.with_suffix(""), options.teacher
+    stages = RECIPES[recipe]
+    for stage, updates in zip(stages, stage_updates(options, stages), strict=True):
+        path = path / f"{stage}-{updates}"
+        legs.append(
+            Leg(
+                bank=options.bank,
+                features=options.features,
+                teacher=options.teacher,
+                init=before,
+                out=path / f"seed{seed}",
+                recipe=options.recipe,
+                stage=stage,
+                updates=updates,
+                seconds=options.leg_seconds,
+                seed=seed + _STREAM * len(legs),
+                warmup_turns=options.warmup_turns,
+                judge_turns=options.judge_turns,
+                batch_size=options.batch_size,
+                max_clips=options.max_clips,
+                record=options.record,
+            )
         )
-        before = found[-1].folder / stage
+        before = legs[-1].out / WEIGHTS
+    return legs
+
+
+def references(options: Options) -> dict[str, Leg]:
+    """Return the legs that only measure."""
+    folder = options.out.with_suffix("")
+
+    def leg(name: str, weights: Path, **how: Any) -> Leg:
+        return Leg(
+            bank=options.bank,
+            features=options.features,
+            teacher=weights,
+            init=weights,
+            out=folder / name,
+            recipe=options.recipe,
+            record=options.record,
+            **how,
+        )
+
+    found = {
+        "teacher": leg(
+            "teacher", options.teacher, num_steps=options.teacher_steps, kinds=("sde", "ode")
+        )
+    }
+    if options.regression is not None:
+        found["regression"] = leg("regression", options.regression, num_steps=(1,))
     return found
 
 
-def train(leg: Leg, options: Options) -> None:
-    """Run one stage in its own process, unless it is finished.
+def all_legs(options: Options) -> list[Leg]:
+    """List all legs by seed, those that others build on first; the references after one seed."""
+    legs: dict[Path, Leg] = {}
+    for seed in range(options.seeds):
+        chains = [chain(options, recipe, seed) for recipe in options.recipes]
+        # The adversarial start first: most others wait for it.
+        firsts = sorted((c[0] for c in chains), key=lambda leg: leg.stage != "gan")
+        seconds = [leg for c in chains for leg in c[1:]]
+        legs.update({leg.out: leg for leg in (*firsts, *seconds)})
+        if seed == 0:
+            legs.update({leg.out: leg for leg in references(options).values()})
+    return list(legs.values())
+
+
+def is_finished(leg: Leg) -> bool:
+    """Tell whether a leg was run before with the same settings."""
+    path = leg.out / RESULT
+    return path.is_file() and read_json(path)["settings"] == settings(leg)
+
+
+def run_leg(leg: Leg, gpu: int | None, num_threads: int) -> None:
+    """Run a leg in its own process.
 
     Raises:
-        TrainingError: It failed.
+        TrainingError: It failed, or did not end.
     """
-    done = leg.folder / "log.json"
-    if done.is_file() and _finished(done):
-        return
-    command = [
-        *(sys.executable, str(TRAINER), "--train", options.train, "--val", options.val),
-        *("--features", options.features, "--bank", options.bank, "--recipe", options.recipe),
-        *("--teacher", options.teacher, "--init", leg.before or options.teacher),
-        *("--stages", leg.stage, "--steps", leg.steps, "--seed", leg.seed),
-        *("--num-workers", 0, "--no-compile", "--out", leg.folder),
-    ]
-    leg.folder.mkdir(parents=True, exist_ok=True)
-    with (leg.folder / "output.txt").open("w") as log:
-        result = subprocess.run(
-            [str(part) for part in command], stdout=log, stderr=subprocess.STDOUT, check=False
-        )
-    if result.returncode:
-        tail = (leg.folder / "output.txt").read_text()[-1500:]
-        raise TrainingError(f"{shlex.join(map(str, command))} failed:\n{tail}")
+    command = [sys.executable, str(SCRIPT), *_words(leg)]
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "" if gpu is None else _visible(gpu),
+        "OMP_NUM_THREADS": str(num_threads),
+    }
+    leg.out.mkdir(parents=True, exist_ok=True)
+    output = leg.out / "output.txt"
+    with output.open("w") as log:
+        try:
+            code = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+                timeout=leg.seconds + _OVERHEAD_S,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = "time ran out"
+    if code:
+        raise TrainingError(f"{shlex.join(command)} failed ({code}):\n{output.read_text()[-1500:]}")
 
 
-def _finished(log: Path) -> bool:
-    return any(row["stage"] != "blend" for row in read_json(log)["validation"])
+def _visible(gpu: int) -> str:
+    """Return the name of a GPU among those that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[gpu] if named else str(gpu)
 
 
-def run_all(options: Options) -> None:
-    """Train every leg; those that others build on come first."""
-    plans = [legs(options, r, seed) for seed in range(options.seeds) for r in CHAINS]
-    start = time.monotonic()
-    for depth in range(max(len(p) for p in plans)):
-        wave = list({p[depth].folder: p[depth] for p in plans if len(p) > depth}.values())
-        with ThreadPoolExecutor(options.parallel) as pool:
-            for count, _ in enumerate(pool.map(lambda leg: train(leg, options), wave), 1):
-                spent = time.monotonic() - start
-                print(f"[{spent:6.0f} s] part {depth + 1}: {count} of {len(wave)}", flush=True)
+def _words(leg: Leg) -> list[str]:
+    """Return a leg as its script's command line."""
+    words: list[str] = []
+    for name, value in asdict(leg).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            words += [f"--{option}", *map(str, value)]
+        elif value is not None:
+            words += [f"--{option}", str(value)]
+    return words
 
 
-def collect(options: Options) -> list[dict[str, Any]]:
-    """Return a row for each recipe and sampler: means and spreads over the seeds."""
-    rows = []
-    for recipe in CHAINS:
-        ends = [legs(options, recipe, seed)[-1] for seed in range(options.seeds)]
-        logs = [read_json(end.folder / "log.json")["validation"] for end in ends]
-        results = [[r for r in log if r["stage"] != "blend"] for log in logs]
-        for per_seed in zip(*results, strict=True):
-            first = per_seed[0]
-            row = {
-                "recipe": recipe,
-                "num_steps": first["num_steps"],
-                "kind": first["kind"],
-                "shift": first["shift"],
-            }
-            for key in ("psnr", "psnr_hole", "ssim", "perceptual", "sharp_hole"):
-                values = [r[key] for r in per_seed]
-                row[key] = statistics.mean(values)
-                row[f"{key}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
-            rows.append(row)
-    return rows
+def run_all(options: Options, report: "Report") -> State:
+    """Run the legs, each as soon as there is room and the one before it is finished."""
+    legs, state = all_legs(options), report.state
+    state.done = {leg.out for leg in legs if is_finished(leg)}
+    pending = [leg for leg in legs if leg.out not in state.done]
+    made = {leg.out / WEIGHTS: leg.out for leg in legs}
+    gpus: list[int | None] = list(range(options.gpus)) or [None]
+    room = gpus * options.per_gpu
+    num_threads = max(1, len(os.sched_getaffinity(0)) // len(room))
+    running: dict[Future[None], tuple[Leg, int | None]] = {}
+    with ThreadPoolExecutor(len(room)) as pool:
+        while True:
+            while room and state.seconds < options.limit_s:
+                leg = next(
+                    (x for x in pending if x.init not in made or made[x.init] in state.done), None
+                )
+                if leg is None:
+                    break
+                pending.remove(leg)
+                gpu = room.pop(0)
+                running[pool.submit(run_leg, leg, gpu, num_threads)] = (leg, gpu)
+            if not running:
+                return state
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                leg, gpu = running.pop(future)
+                room.append(gpu)
+                report.note(leg, future.exception())
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
-    keys = ("psnr", "psnr_hole", "ssim", "perceptual", "sharp_hole")
-    print("| recipe | steps | " + " | ".join(keys) + " |\n|" + "---|" * (len(keys) + 2))
-    for row in rows:
-        cells = [f"{row[k]:.3f} ± {row[f'{k}_spread']:.3f}" for k in keys]
-        print(
-            f"| {row['recipe']} | {row['num_steps']} {row['kind']} {row['shift']:g} | "
-            + " | ".join(cells)
-            + " |"
-        )
+class Report:
+    """Keeps the results file up to date."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.state = options, State()
+        self.machine = describe_machine()
+
+    def note(self, leg: Leg, error: BaseException | None) -> None:
+        """Count a leg as finished or failed, and write what there is."""
+        folder = self.options.out.with_suffix("")
+        name = str(leg.out.relative_to(folder))
+        if error is None:
+            self.state.done.add(leg.out)
+        else:
+            self.state.failures[name] = str(error)
+        outcome = "finished" if error is None else f"FAILED: {error}"
+        print(f"[{self.state.seconds:6.1f} s] {name} {outcome}", flush=True)
+        self.write()
+
+    def write(self) -> list[dict[str, Any]]:
+        """Write the results file; returns its rows."""
+        options = self.options
+        results = {out: read_json(out / RESULT) for out in self.state.done}
+        runs = {
+            recipe: [[leg.out for leg in chain(options, recipe, s)] for s in range(options.seeds)]
+            for recipe in options.recipes
+        }
+        measured = {name: [[leg.out]] for name, leg in references(options).items()}
+        rows = collect({**measured, **runs}, results)
+        folder = options.out.with_suffix("")
+        content = {
+            "settings": {k: plain_path(str(v)) for k, v in asdict(options).items()},
+            "machine": self.machine,
+            "seconds": round(self.state.seconds, 1),
+            "rows": rows,
+            "legs": {
+                str(out.relative_to(folder)): {
+                    k: v for k, v in result.items() if k not in ("rows", "settings")
+                }
+                for out, result in sorted(results.items())
+                if "curve" in result
+            },
+            "failures": self.state.failures,
+        }
+        write_json(options.out, content)
+        return rows
 
 
 def main(options: Options) -> int:
-    """Train, collect, write."""
-    try:
-        run_all(options)
-    except FvgenError as error:
-        print(error, file=sys.stderr)
-        return 2
-    rows = collect(options)
-    settings = {k: str(v) for k, v in asdict(options).items()}
-    write_json(options.out, {"settings": settings, "command": shlex.join(sys.argv), "rows": rows})
+    """Run, write, show; 1 where a leg failed."""
+    report = Report(options)
+    state = run_all(options, report)
+    rows = report.write()
     show(rows)
-    return 0
+    if options.figure is not None:
+        draw(rows, options.figure)
+    missing = len(all_legs(options)) - len(state.done)
+    if missing:
+        print(f"{missing} legs are missing; run the command again to go on.", file=sys.stderr)
+    return 1 if state.failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    try:
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except FvgenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -22,7 +22,7 @@ from fvgen_recon.distill.splat import SplatConfig
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.io.file import write_json
 from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.recipes.compact import RECIPES
+from fvgen_recon.recipes.compact import RECIPES, write_validation_clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Arguments:
     """Packed training scenes (scripts/pack_scenes.py)."""
     out: Path
     """Folder of the bank; a picture and the times go beside its clips."""
+    val: Path | None = None
+    """Packed validation scenes: their clips go to a folder `val` beside `out`."""
     recipe: str = "full"
     """Name in fvgen_recon.recipes.compact: length, size and number of crops of the clips."""
     shares: SourceShares = field(default_factory=SourceShares)
@@ -57,6 +59,8 @@ def build(index: int, args: Arguments) -> None:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
     start = time.monotonic()
+    if index == 0 and args.val is not None:
+        write_validation_clips(read_pack(args.val), args.out.parent / "val", recipe, device)
     config = BankConfig(
         shares=args.shares,
         num_plans=args.num_plans,

@@ -24,9 +24,8 @@ from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.cast import Cast, make_cast
-from fvgen_recon.distill.clip import ClipBank, write_bank
+from fvgen_recon.distill.clip import ClipBank
 from fvgen_recon.distill.pack import read_pack
-from fvgen_recon.distill.pair import validation_plans
 from fvgen_recon.distill.pretrain import (
     Perceptual,
     PretrainConfig,
@@ -44,7 +43,7 @@ from fvgen_recon.evaluation.student import (
     plain_blend,
     write_panel,
 )
-from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
+from fvgen_recon.recipes.compact import RECIPES, CompactRecipe, write_validation_clips
 
 _SAVE_EVERY = 60.0  # seconds
 _SHIFTS = (0.5, 2.0)
@@ -123,22 +122,7 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
     if worker == 0:
-        val = read_pack(args.val)
-        write_bank(
-            val,
-            validation_plans(
-                val,
-                num_views=recipe.num_views,
-                num_frames=recipe.num_frames,
-                clips=recipe.clips_per_scene,
-            ),
-            bank / "val",
-            recipe.estimator,
-            crop=recipe.crop,
-            num_crops=1,
-            device=device,
-            seed=None,
-        )
+        write_validation_clips(read_pack(args.val), bank / "val", recipe, device)
     config = BankConfig(
         shares=recipe.shares,
         num_plans=args.num_plans or recipe.num_plans,
@@ -272,8 +256,8 @@ def _distil_lines(
     for point in distil(roles, cast.ema, run.bank, run.codec, config, seed=run.args.seed):
         run.log["curve"].append(asdict(point))
         scalars = " ".join(f"{k} {v:.3f}" for k, v in point.scalars.items())
-        left = _left(config, point.step, point.seconds)
-        yield f"{point.stage} step {point.step}: {scalars} left {left:.0f} s"
+        left = f" left {_left(config, point.step, point.seconds):.0f} s" if point.step else ""
+        yield f"{point.stage} step {point.step}, {point.turns} of the judges: {scalars}{left}"
 
 
 def _run_stage(

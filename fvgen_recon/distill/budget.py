@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.compact.codec import CompactCodec
+from fvgen_recon.distill.calibration import fit_temperature
 from fvgen_recon.distill.clip import ClipBank
 from fvgen_recon.distill.config import DmdSettings, GanSettings, OdeSettings
 from fvgen_recon.distill.data import TrainingBatch
 from fvgen_recon.distill.pretrain import autocast, prepare_batch, update_ema
 from fvgen_recon.distill.randomness import StepRng
 from fvgen_recon.distill.role import Roles, StepReport, Turn
-from fvgen_recon.distill.stages import dmd_step, gan_init_step, ode_step
+from fvgen_recon.distill.stages import disc_logits, dmd_step, gan_init_step, ode_step
 from fvgen_recon.errors import TrainingError
 
 
@@ -41,6 +42,9 @@ class DistilConfig:
     """Updates of the judges before each of the student's."""
     warmup_turns: int = 100
     """Updates of the judges alone before the first of the student."""
+    calibrate: int = 8
+    """Batches on which the discriminator's temperature is fitted at the end of an adversarial
+    start, for the weights of the matching that follows; 0 leaves it as it is."""
     clip_norm: float = 1.0
     ema: float = 0.998
 
@@ -51,6 +55,9 @@ class DistilProgress:
 
     stage: str
     step: int
+    """Updates of the student so far; 0 while only the judges train."""
+    turns: int
+    """Updates of the judges so far."""
     seconds: float
     scalars: dict[str, float] = field(default_factory=dict)
 
@@ -68,6 +75,14 @@ class _Means:
         self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.counts[name] = self.counts.get(name, 0) + 1
 
+    def collect(self, report: StepReport) -> None:
+        """Count a step's report in."""
+        for name, value in report.scalars.items():
+            self.add(name, value)
+        if report.accuracy is not None:
+            total = report.accuracy.count.sum().clamp_min(1)
+            self.add("disc/accuracy", report.accuracy.correct.sum() / total)
+
     def read(self) -> dict[str, float]:
         """Return the means and start anew."""
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
@@ -84,28 +99,124 @@ def _judges(roles: Roles, settings: GanSettings | DmdSettings | OdeSettings) -> 
     return [p for m in modules for p in m.parameters() if p.requires_grad]
 
 
-def _turn(
-    roles: Roles, batch: TrainingBatch, rng: StepRng, config: DistilConfig, turn: Turn
-) -> tuple[Tensor, StepReport]:
-    with autocast(batch.x0.device):
-        if isinstance(config.settings, GanSettings):
-            losses, report = gan_init_step(roles, batch, rng, config.settings, turn)
-        elif isinstance(config.settings, DmdSettings):
-            losses, report = dmd_step(roles, batch, rng, config.settings, turn)
+class _Loop:
+    """One stage while it runs."""
+
+    def __init__(
+        self, roles: Roles, bank: ClipBank, codec: CompactCodec, config: DistilConfig, seed: int
+    ) -> None:
+        self.roles, self.bank, self.codec, self.config = roles, bank, codec, config
+        self.weights = {
+            "student": list(roles.student.parameters()),
+            "judges": _judges(roles, config.settings),
+        }
+        self.device = self.weights["student"][0].device
+        self.optimizers = {turn: self._optimizer(w) for turn, w in self.weights.items() if w}
+        self.local = torch.Generator(self.device).manual_seed(seed + 1)
+        self.rng = StepRng(torch.Generator().manual_seed(seed), [self.local])
+        self.means = _Means()
+        self.start, self.step, self.turns = time.monotonic(), 0, 0
+
+    def _optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            weights, betas=(0.0, 0.99), weight_decay=0.0, fused=self.device.type == "cuda"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.start
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is spent."""
+        return max(self.seconds / self.config.seconds, self.step / self.config.max_steps)
+
+    @property
+    def num_judge_turns(self) -> int:
+        """Updates of the judges before the next one of the student."""
+        if not self.weights["judges"]:
+            return 0
+        return self.config.warmup_turns if self.step == 0 else self.config.judge_turns
+
+    def batch(self) -> TrainingBatch:
+        """Draw clips, prepared."""
+        ready = prepare_batch(self.bank.draw(self.config.batch_size), self.codec, self.local)
+        return TrainingBatch(x0=ready.x0, condition=ready.condition)
+
+    def set_rates(self, share: float) -> None:
+        """Let the learning rates fall."""
+        decay = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
+        rates = {"student": self.config.student_rate, "judges": self.config.judge_rate}
+        for turn, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = rates[turn] * decay
+
+    def update(self, turn: Turn) -> None:
+        """One update of one side."""
+        loss, report = self._losses(turn)
+        weights, optimizer = self.weights[turn], self.optimizers[turn]
+        # Accumulated by autograd, gradients take their parameter's memory layout, as fused Adam
+        # needs.
+        loss.backward(inputs=weights)
+        norm = nn.utils.clip_grad_norm_(weights, self.config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        who = "student" if turn == "student" else "judge"
+        self.means.add(f"{who}/loss", loss)
+        self.means.add(f"{who}/norm", norm)
+        self.means.collect(report)
+        if turn == "student":
+            self.step += 1
         else:
-            losses, report = ode_step(roles, batch, rng, config.settings)
-    return losses.total(), report
+            self.turns += 1
 
+    def _losses(self, turn: Turn) -> tuple[Tensor, StepReport]:
+        batch, settings = self.batch(), self.config.settings
+        with autocast(self.device):
+            if isinstance(settings, GanSettings):
+                losses, report = gan_init_step(self.roles, batch, self.rng, settings, turn)
+            elif isinstance(settings, DmdSettings):
+                losses, report = dmd_step(self.roles, batch, self.rng, settings, turn)
+            else:
+                losses, report = ode_step(self.roles, batch, self.rng, settings)
+        return losses.total(), report
 
-def _step(
-    loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float
-) -> Tensor:
-    # Accumulated by autograd, gradients take their parameter's memory layout, as fused Adam needs.
-    loss.backward(inputs=parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    def read(self) -> DistilProgress:
+        """Return a line of the curve.
+
+        Raises:
+            TrainingError: Something is no longer finite.
+        """
+        scalars = self.means.read()
+        if not all(math.isfinite(v) for v in scalars.values()):
+            raise TrainingError(
+                f"Stage {self.config.name} is no longer finite at step {self.step}: {scalars}."
+            )
+        return DistilProgress(
+            stage=self.config.name,
+            step=self.step,
+            turns=self.turns,
+            seconds=self.seconds,
+            scalars=scalars,
+        )
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Fit the discriminator's temperature on fresh draws, so that its logit says log r."""
+        settings, disc = self.config.settings, self.roles.plain_disc
+        if not isinstance(settings, GanSettings) or disc is None or self.config.calibrate == 0:
+            return
+        pairs = []
+        for _ in range(self.config.calibrate):
+            with autocast(self.device):
+                pairs.append(
+                    disc_logits(
+                        self.roles, self.batch(), self.rng, settings.rollout, settings.noise
+                    )
+                )
+        real, fake = (torch.cat(part) for part in zip(*pairs, strict=True))
+        disc.set_temperature(fit_temperature(real, fake))
+        self.means.add("disc/temperature", disc.temperature)
 
 
 def distil(
@@ -120,58 +231,24 @@ def distil(
 ) -> Iterator[DistilProgress]:
     """Train the student and its judges until the budget is spent; yields the curve as it goes.
 
+    Lines come every `log_every` updates of the student and, before its first one, of the judges.
+
     Raises:
         TrainingError: A loss stopped being finite.
     """
-    student = list(roles.student.parameters())
-    judges = _judges(roles, config.settings)
-    device = student[0].device
-    fused = device.type == "cuda"
-    adam = {"betas": (0.0, 0.99), "weight_decay": 0.0, "fused": fused}
-    student_opt = torch.optim.AdamW(student, lr=config.student_rate, **adam)
-    judge_opt = torch.optim.AdamW(judges, lr=config.judge_rate, **adam) if judges else None
-    shared = torch.Generator().manual_seed(seed)
-    local = torch.Generator(device).manual_seed(seed + 1)
-    rng, means = StepRng(shared, [local]), _Means()
-    start, step, share = time.monotonic(), 0, 0.0
-
-    def batch() -> TrainingBatch:
-        ready = prepare_batch(bank.draw(config.batch_size), codec, local)
-        return TrainingBatch(x0=ready.x0, condition=ready.condition)
-
+    loop, share = _Loop(roles, bank, codec, config, seed), 0.0
     while share < 1:
-        if step % 25 == 0:
+        if loop.step % 25 == 0:
             bank.refresh()
-        decay = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
-        student_opt.param_groups[0]["lr"] = config.student_rate * decay
-        if judge_opt is not None:
-            judge_opt.param_groups[0]["lr"] = config.judge_rate * decay
-            for _ in range(config.warmup_turns if step == 0 else config.judge_turns):
-                loss, report = _turn(roles, batch(), rng, config, "judges")
-                means.add("judge/loss", loss)
-                means.add("judge/norm", _step(loss, judges, judge_opt, config.clip_norm))
-                _collect(means, report)
-        loss, report = _turn(roles, batch(), rng, config, "student")
-        means.add("student/loss", loss)
-        means.add("student/norm", _step(loss, student, student_opt, config.clip_norm))
-        _collect(means, report)
-        step += 1
-        update_ema(ema, roles.student, min(config.ema, (1 + step) / (10 + step)))
-        share = max((time.monotonic() - start) / config.seconds, step / config.max_steps)
-        if step % log_every == 0 or share >= 1:
-            scalars = means.read()
-            if not all(math.isfinite(v) for v in scalars.values()):
-                raise TrainingError(
-                    f"Stage {config.name} is no longer finite at step {step}: {scalars}."
-                )
-            yield DistilProgress(
-                stage=config.name, step=step, seconds=time.monotonic() - start, scalars=scalars
-            )
-
-
-def _collect(means: _Means, report: StepReport) -> None:
-    for name, value in report.scalars.items():
-        means.add(name, value)
-    if report.accuracy is not None:
-        total = report.accuracy.count.sum().clamp_min(1)
-        means.add("disc/accuracy", report.accuracy.correct.sum() / total)
+        loop.set_rates(share)
+        for _ in range(loop.num_judge_turns):
+            loop.update("judges")
+            if loop.step == 0 and loop.turns % log_every == 0:
+                yield loop.read()
+        loop.update("student")
+        update_ema(ema, roles.student, min(config.ema, (1 + loop.step) / (10 + loop.step)))
+        share = loop.share
+        if loop.step % log_every == 0 or share >= 1:
+            if share >= 1:
+                loop.calibrate()
+            yield loop.read()

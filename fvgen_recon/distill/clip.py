@@ -7,6 +7,7 @@ transposed, which a network that sees flips anyway need not know.
 
 import logging
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -216,10 +217,20 @@ def _cut(
 
 
 class ClipBank:
-    """Clips on one device, read from a folder that may still be filling."""
+    """Clips on one device, read from a folder that may still be filling.
 
-    def __init__(self, folder: Path, device: torch.device, seed: int) -> None:
-        self.folder, self.device = folder, device
+    Args:
+        folder: Where the chunks are.
+        device: Where clips are kept.
+        seed: Decides what is drawn.
+        max_clips: Read no more chunks when there are so many clips, for processes that share a
+            GPU; which chunks is the same for every seed. None for all.
+    """
+
+    def __init__(
+        self, folder: Path, device: torch.device, seed: int, *, max_clips: int | None = None
+    ) -> None:
+        self.folder, self.device, self.max_clips = folder, device, max_clips
         self.rng = torch.Generator().manual_seed(seed)
         self.chunks: list[ClipBatch] = []
         self.read: set[Path] = set()
@@ -230,7 +241,12 @@ class ClipBank:
 
     def refresh(self) -> None:
         """Read chunks that were finished since the last call."""
-        for path in sorted(set(self.folder.glob("*.safetensors")) - self.read):
+        fresh = sorted(set(self.folder.glob("*.safetensors")) - self.read)
+        if self.max_clips is not None:  # The first ones by name come from one worker alone.
+            random.Random(0).shuffle(fresh)
+        for path in fresh:
+            if self.max_clips is not None and len(self) >= self.max_clips:
+                return
             self.chunks.append(load_clips(path).to(self.device))
             self.read.add(path)
 

@@ -1,14 +1,19 @@
 """Complete configurations for training the compact model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
 
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.sampler import GuidanceScale
 from fvgen_recon.distill.budget import DistilConfig
+from fvgen_recon.distill.clip import write_bank
 from fvgen_recon.distill.config import AnchorSettings, DmdSettings, GanSettings, OdeSettings
 from fvgen_recon.distill.losses import Divergence
-from fvgen_recon.distill.pair import PairLimits
+from fvgen_recon.distill.pack import PackedScene
+from fvgen_recon.distill.pair import PairLimits, validation_plans
 from fvgen_recon.distill.pretrain import PretrainConfig
 from fvgen_recon.distill.source import SourceShares
 from fvgen_recon.pointcloud.base import PointCloudEstimator
@@ -144,3 +149,25 @@ def debug() -> CompactRecipe:
 
 
 RECIPES: dict[str, Callable[[], CompactRecipe]] = {"full": full, "debug": debug}
+
+
+def write_validation_clips(
+    scenes: Sequence[PackedScene], folder: Path, recipe: CompactRecipe, device: torch.device
+) -> None:
+    """Make the clips that models are measured on, plain and centred; those that exist are kept."""
+    plans = validation_plans(
+        scenes,
+        num_views=recipe.num_views,
+        num_frames=recipe.num_frames,
+        clips=recipe.clips_per_scene,
+    )
+    write_bank(
+        scenes,
+        plans,
+        folder,
+        recipe.estimator,
+        crop=recipe.crop,
+        num_crops=1,
+        device=device,
+        seed=None,
+    )

@@ -76,3 +76,23 @@ def test_stops_with_a_sentence_where_a_loss_is_not_finite(tmp_path):
         next(roles.student.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match="no longer finite at step 1"):
         list(distil(roles, cast.ema, make_bank(tmp_path / "bank"), codec, config))
+
+
+def test_the_warm_up_of_the_judges_has_lines_of_its_own(tmp_path):
+    cast, codec, config, roles = _setup("gan", max_steps=3)
+    config = replace(config, warmup_turns=5, judge_turns=1)
+    points = list(distil(roles, cast.ema, make_bank(tmp_path / "bank"), codec, config, log_every=2))
+    assert [(p.step, p.turns) for p in points] == [(0, 2), (0, 4), (2, 6), (3, 7)]
+    assert [set(p.scalars) & {"student/loss"} for p in points[:2]] == [set(), set()]
+    assert all("disc/accuracy" in p.scalars for p in points)
+
+
+@pytest.mark.parametrize(
+    ("name", "batches", "fitted"), [("gan", 2, 1), ("gan", 0, 0), ("dmd", 2, 0)]
+)
+def test_the_adversarial_start_ends_with_a_fitted_temperature(tmp_path, name, batches, fitted):
+    cast, codec, config, roles = _setup(name, max_steps=1)
+    config = replace(config, calibrate=batches)
+    points = list(distil(roles, cast.ema, make_bank(tmp_path / "bank"), codec, config))
+    assert (float(cast.disc.temperature) != 1) == bool(fitted)
+    assert ("disc/temperature" in points[-1].scalars) == bool(fitted)

@@ -29,6 +29,7 @@ from machine import describe_machine
 from options import SceneOptions
 from safetensors.torch import load_file, save_file
 
+from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import held_out_scene
 from fvgen_recon.evaluation.judge import load_jury
@@ -58,6 +59,16 @@ class Options(SceneOptions):
     """Seed of the training."""
     parallel: int = 1
     """Trials that run at the same time."""
+    train_long_side: int = 0
+    """Longer image side that is trained and scored on, where points are sought in larger photos; 0
+    is that of the photos."""
+    overrides: tuple[str, ...] = ()
+    """Settings of every variant, before its own."""
+
+    def common(self) -> tuple[str, ...]:
+        """Return the settings of every variant."""
+        size = f"pipeline.datamanager.dataparser.long_side={self.train_long_side}"
+        return (size, *self.overrides)
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ def _train_and_score(task: Task) -> dict[str, Any]:
         device=options.device,
         estimator=variant.get("estimator", "stereo"),
         seed=options.seed,
-        overrides=tuple(variant.get("overrides", ())),
+        overrides=(*options.common(), *variant.get("overrides", ())),
     )
     config = trial.build_config(settings, fold)
     replace_missing_lpips()
@@ -172,9 +183,12 @@ def _train_and_score(task: Task) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     trial.render_test_views(trainer.pipeline, fold, out / "renders")
     renders = [read_image(out / "renders" / f"{view:05d}.png") for view in fold.test]
-    truth = held_out_scene(task.case.capture, fold).images
+    truth = held_out_scene(task.case.capture, fold)
+    if options.train_long_side:
+        size = working_size(fold.height, fold.width, options.train_long_side, 1)
+        truth = fit_scene(truth, *size)
     return {
-        **_score(renders, truth, options),
+        **_score(renders, truth.images, options),
         "seconds": seconds,
         "num_gaussians": int(trainer.pipeline.model.num_points),
     }

@@ -88,8 +88,8 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
 
     @property
     def scene(self) -> Scene:
-        """The input views in the splat's frame."""
-        return self.dataparser.source.scene
+        """The input views in the splat's frame, at one brightness."""
+        return self.dataparser.scene
 
     def create_train_dataset(self) -> SceneDataset:
         """Return the photos that are trained on."""

@@ -4,7 +4,7 @@ nerfstudio discovers this module while its own datamanagers are half imported, s
 import one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from nerfstudio.data.dataparsers.base_dataparser import (
     DataparserOutputs,
 )
 from nerfstudio.data.scene_box import SceneBox
+from torch import Tensor
 
 from fvgen_nerfstudio.source import SceneSource
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
-from fvgen_recon.types import Cameras, PointCloud
+from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _TRUSTED = 0.5
 """Confidence from which a point counts as measured."""
@@ -61,6 +62,9 @@ class FvgenDataParserConfig(DataParserConfig):
     """Most points to start from."""
     min_confidence: float = 0.5
     """Points below this confidence are no start for a Gaussian."""
+    match_exposure: bool = True
+    """Whether the brightness of each photo is measured on surfaces that several show, so that the
+    splat has the brightness of the mean photo and renders that of the photos around."""
     with_points: tyro.conf.Suppress[bool] = True
     """Whether points are needed at all; evaluation needs none."""
 
@@ -95,8 +99,35 @@ class FvgenDataParser(DataParser):
     @cached_property
     def points(self) -> PointCloud:
         """The point cloud of the input views, in the splat's frame."""
+        cloud = self._points_as_shot
+        own = cloud.view >= 0
+        rgb = cloud.rgb.clone()
+        rgb[own] = (rgb[own] * self.gains[cloud.view[own]]).clamp(0, 1)
+        return replace(cloud, rgb=rgb)
+
+    @cached_property
+    def _points_as_shot(self) -> PointCloud:
         config = self.config
         return self.source.estimate_points(config.estimator, config.estimator_long_side)
+
+    @cached_property
+    def gains(self) -> Tensor:
+        """Factors `V 3` that bring the input photos to one brightness; 1 where none is sought."""
+        from fvgen_nerfstudio.exposure import estimate_gains
+
+        config = self.config
+        if not (config.match_exposure and config.with_points):
+            return torch.ones(len(self.source.split.inputs), 3)
+        small = self.source.small_scene(config.estimator_long_side)
+        return estimate_gains(small.images, small.cameras, self._points_as_shot)
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The input views at one brightness."""
+        from fvgen_nerfstudio.exposure import apply_gains
+
+        scene = self.source.scene
+        return replace(scene, images=apply_gains(scene.images, self.gains))
 
     @cached_property
     def point_cameras(self) -> Cameras:
@@ -156,6 +187,8 @@ class FvgenDataParser(DataParser):
             "points3D_confidence": kept.confidence.cpu(),
             "points3D_view": kept.view.cpu(),
             "points3D_spacing": spacing,
+            "photo_brightness": 1 / self.gains,
+            "photo_position": self.point_cameras.position,
         }
 
     def _native_cameras(self, views: tuple[int, ...]) -> NerfCameras:

@@ -16,8 +16,9 @@ from torch.nn import Parameter, ParameterDict
 
 from fvgen_nerfstudio.background import diffuse_colors
 from fvgen_nerfstudio.camera import KnownView, known_view, view_matrices
+from fvgen_nerfstudio.exposure import Exposure
 from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
-from fvgen_nerfstudio.graph import Loss, Replayed
+from fvgen_nerfstudio.graph import Replayed
 from fvgen_nerfstudio.growth import make_strategy
 from fvgen_nerfstudio.loss import dssim, weighted_dssim, weighted_l1
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
@@ -41,10 +42,6 @@ _SHAPE_EVERY = 10  # Steps between two looks at shapes, as in splatfacto.
 _NEAR, _FAR = 0.01, 1e10
 
 
-def _as_it_is(function: Loss) -> Loss:
-    return function
-
-
 class FvgenModel(SplatfactoModel):
     """A `SplatfactoModel` (viewer and exporter ask for one) that runs without CUDA."""
 
@@ -60,12 +57,12 @@ class FvgenModel(SplatfactoModel):
         self.camera_optimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
+        self.exposure = Exposure(self.num_train_data, metadata)
         self.psnr = PeakSignalNoiseRatio(data_range=1.0)
         self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
         self.perceptual = PerceptualMetrics(CONSOLE.log)
-        self.step = 0
+        self.step, self.num_steps = 0, 1
         self.left_out: int | None = None
-        self.num_steps = 1
         self.crop_box = None
         is_random = self.config.background_color == "random"
         self.background_color = (
@@ -81,7 +78,7 @@ class FvgenModel(SplatfactoModel):
         self.strategy_state.update(seed_origins(self.num_points, metadata))
         self.running_loss: dict[str, Tensor] = {}
         self._target: tuple[Tensor, int, Tensor] | None = None
-        wrap = Replayed if self.config.replay else _as_it_is
+        wrap = Replayed if self.config.replay else lambda function: function
         self._filled = wrap(self._fill)
         self._photo_losses = wrap(self._compare_photo)
         self._frame_losses = wrap(self._compare_frame)
@@ -208,7 +205,8 @@ class FvgenModel(SplatfactoModel):
         if is_filled and self.crop_box is None:
             (rgb,) = self._filled(colors[..., :3], alpha)
         else:
-            rgb = (colors[..., :3] + (1 - alpha) * background).clamp(0.0, 1.0)
+            rgb = colors[..., :3] + (1 - alpha) * background
+        rgb = self.exposure(rgb, camera).clamp(0.0, 1.0)
         size = rgb.shape[1:3]
         metadata = camera.metadata or {}
         if self.config.use_bilateral_grid and self.training and "cam_idx" in metadata:
@@ -230,7 +228,7 @@ class FvgenModel(SplatfactoModel):
     def _fill(colors: Tensor, alpha: Tensor) -> tuple[Tensor]:
         """Put a render `1 H W 3` on colours from around its holes."""
         behind = diffuse_colors(colors[0], alpha[0])
-        return ((colors + (1 - alpha) * behind).clamp(0.0, 1.0),)
+        return (colors + (1 - alpha) * behind,)
 
     def _target_of(self, batch: dict[str, Any]) -> Tensor:
         """Return a view's image `H W 3` at the current size, once for metrics and losses."""
@@ -360,6 +358,8 @@ class FvgenModel(SplatfactoModel):
         state = {k: v for k, v in state.items() if not k.startswith("lpips.")}
         for name in NAMES:
             self._resize_parameter(name, state)
+        for name, value in self.exposure.state_dict(prefix="exposure.").items():
+            state.setdefault(name, value)  # Older checkpoints know none.
         # What is known of the Gaussians belongs to others; a trainer that resumes brings its own.
         self.strategy_state.update(seed_origins(self.num_points, {}))
         return super(SplatfactoModel, self).load_state_dict(state, **kwargs)

@@ -175,7 +175,9 @@ def test_it_is_a_splatfacto_model_without_networks_inside():
     model = _model()
     assert isinstance(model, SplatfactoModel)
     assert set(model.state_dict()) == {f"gauss_params.{n}" for n in NAMES} | {
-        "device_indicator_param"
+        "device_indicator_param",
+        "exposure.log_brightness",
+        "exposure.position",
     }
 
 

@@ -1,11 +1,13 @@
 """Cost volumes: how well each hypothesis of each pixel agrees with the source views."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fvgen_recon.pointcloud.mvs.feature import norm
 from fvgen_recon.pointcloud.sweep import (
@@ -93,13 +95,47 @@ def _correlate(
     flat, num_rows = uv.flatten(1, 2), uv.shape[2]
     warped = sample_maps(source[0], flat).unflatten(2, (-1, num_rows))
     warped = warped.unflatten(1, (reference.shape[1], -1))
-    length = (warped.square().sum(dim=2) + 1e-24).rsqrt()
-    groups = (reference * warped).sum(dim=2) * length
+    groups = correlate_units(reference, warped)
     with torch.no_grad():
         seen = sample_maps(source[1], 2 * flat).unflatten(2, (-1, num_rows))
-        length = seen.square().sum(dim=1).clamp_min(_PATCH_FLOOR**2).rsqrt()
+        length = _squares(seen, 1).clamp_min(_PATCH_FLOOR**2).rsqrt()
         zncc = (patch * seen).sum(dim=1) * length
     return groups, zncc
+
+
+def _squares(x: Tensor, axis: int) -> Tensor:
+    """Sums of squares along an axis: in one pass on a GPU, while a CPU is faster in two."""
+    if x.is_cuda:
+        return torch.linalg.vector_norm(x, dim=axis).square()
+    return x.square().sum(dim=axis)
+
+
+class _UnitCorrelation(torch.autograd.Function):
+    """By hand: autograd would go over the warped maps, the largest tensors, twice as often."""
+
+    @staticmethod
+    def forward(ctx: Any, reference: Tensor, warped: Tensor) -> Tensor:
+        length = (_squares(warped, 2) + 1e-24).rsqrt()
+        found = (reference * warped).sum(dim=2) * length
+        ctx.save_for_backward(reference, warped, found, length)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        reference, warped, found, length = ctx.saved_tensors
+        along = gradient * length
+        against = -(along * found * length)[:, :, None]
+        along = along[:, :, None]
+        for_reference = (along * warped).sum(dim=3, keepdim=True)
+        return for_reference, (along * reference).addcmul_(against, warped)
+
+
+def correlate_units(
+    reference: Float[Tensor, "R G C 1 H W"], warped: Float[Tensor, "R G C D H W"]
+) -> Float[Tensor, "R G D H W"]:
+    """Return dot products of reference vectors with warped ones brought to unit length."""
+    return _UnitCorrelation.apply(reference, warped)
 
 
 def aligned_conv3d(

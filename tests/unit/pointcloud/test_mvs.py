@@ -15,7 +15,12 @@ from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.feature import patches
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork, peak_index
 from fvgen_recon.pointcloud.mvs.upsampling import GuidedUpsampling
-from fvgen_recon.pointcloud.mvs.volume import MatchMaps, aligned_conv3d, correlate_sources
+from fvgen_recon.pointcloud.mvs.volume import (
+    MatchMaps,
+    aligned_conv3d,
+    correlate_sources,
+    correlate_units,
+)
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.pointcloud.sweep import relate_views
 
@@ -151,6 +156,15 @@ def test_upsampling_starts_near_repetition_and_keeps_constants():
     up = net(step, features)[0, 5]
     assert (up[:6] < 0.3).all()
     assert (up[6:] > 0.7).all()
+
+
+def test_unit_correlation_and_its_gradients(rng):
+    reference = torch.randn(2, 3, 4, 1, 2, 5, generator=rng, dtype=torch.float64)
+    warped = torch.randn(2, 3, 4, 6, 2, 5, generator=rng, dtype=torch.float64)
+    inputs = reference.requires_grad_(True), warped.requires_grad_(True)
+    unit = torch.nn.functional.normalize(warped, dim=2)
+    assert torch.allclose(correlate_units(*inputs), (reference * unit).sum(dim=2))
+    assert torch.autograd.gradcheck(correlate_units, inputs)
 
 
 def test_aligned_channels_change_nothing(rng):

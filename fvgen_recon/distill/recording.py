@@ -220,6 +220,8 @@ def record_call(
         if strict:
             with _no_waits():
                 call()
+            # Cycles that keep a gradient's graph would tie the recording to the stream of that.
+            gc.collect()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # The outer one puts back the stream where a recording fails.

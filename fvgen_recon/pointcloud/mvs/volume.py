@@ -152,8 +152,8 @@ def aligned_conv3d(
     """
     last = torch.channels_last_3d
     before, after = -weight.shape[1] % 8, -weight.shape[0] % 8
-    if torch.is_autocast_enabled(x.device.type):  # first, so that half as much is moved below
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if x.is_cuda and torch.is_autocast_enabled():  # first, so that half as much is moved below
+        dtype = torch.get_autocast_dtype("cuda")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     x = F.pad(x, (0,) * 6 + (0, before)) if before else x
     x = x.contiguous(memory_format=last)

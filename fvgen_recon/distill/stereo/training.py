@@ -51,6 +51,8 @@ class StereoSettings:
     recorded: bool = True
     """Replay forward and backward as CUDA graphs where there is a GPU: one a shape of batch, made
     in about a second when it first comes."""
+    tuned: bool = False
+    """Let cuDNN try its algorithms of convolution for each new shape (some seconds each)."""
     compiled: bool = False
     """Compile the networks of the volumes (some two minutes before the first steps)."""
 
@@ -159,8 +161,13 @@ class StereoTrainer:
             TrainingError: The loss is no longer finite.
         """
         quiet = self.gradients.quiet
-        with closing(draw_ahead(self._draw, self.device, quiet=quiet)) as batches:
-            yield from self._train_on(batches)
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = before or self.settings.tuned
+        try:
+            with closing(draw_ahead(self._draw, self.device, quiet=quiet)) as batches:
+                yield from self._train_on(batches)
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def _train_on(self, batches: Iterator[StereoBatch]) -> Iterator[StereoProgress]:
         last, seconds = time.monotonic(), self.seconds

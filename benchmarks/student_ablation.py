@@ -26,10 +26,12 @@ from student_leg import RESULT, WEIGHTS, Leg, settings
 from student_table import collect, draw, show
 
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
+from fvgen_recon.evaluation.efficientnet import load_efficientnet
+from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.io.file import read_json, write_json
 
 SCRIPT = Path(__file__).resolve().parent / "student_leg.py"
-RECIPES = {
+PAPER = {
     "no start": ("dmd-rkl",),
     "GAN only": ("gan", "gan"),
     "GAN + rkl": ("gan", "dmd-rkl"),
@@ -38,11 +40,17 @@ RECIPES = {
     "DMD2 joint": ("dmd2",),
     "CausVid-like": ("ode", "dmd-rkl"),
 }
-"""Stages of each recipe. A recipe of one stage spends all updates on it; one that begins with `gan`
-or `ode` spends `gan_updates` or `ode_updates` on that."""
+"""Stages of each of the paper's recipes. One of one stage spends all updates on it; one that begins
+with the adversarial start or `ode` spends `gan_updates` or `ode_updates` on that."""
 
-_OVERHEAD_S = 180.0
-"""What a leg may take beside its training before it is given up."""
+RECIPES = PAPER | {
+    "loose GAN only": ("gan-loose", "gan-loose"),
+    "free GAN only": ("gan-free", "gan-free"),
+    "free GAN + soft_rkl": ("gan-free", "dmd"),
+    "GAN + anchored soft_rkl": ("gan", "dmd-anchored"),
+}
+"""Those, and what the anchor to the real clips does: a quarter of it, none, one in matching too."""
+
 _STREAM = 1000
 """Between the seeds of first and second legs: none shall repeat the draws of the one before."""
 
@@ -65,8 +73,8 @@ class Options:
     """Picture of PSNR against ST-LPIPS."""
     recipe: str = "full"
     """Name in fvgen_recon.recipes.compact."""
-    recipes: tuple[str, ...] = tuple(RECIPES)
-    """Which rows to make."""
+    recipes: tuple[str, ...] = tuple(PAPER)
+    """Which rows to make, out of RECIPES."""
     seeds: int = 3
     """Runs of each recipe."""
     gan_updates: int = 80
@@ -91,6 +99,8 @@ class Options:
     """Legs at the same time on each."""
     leg_seconds: float = 120.0
     """Longest training of a leg, whatever its updates."""
+    overhead_s: float = 180.0
+    """What a leg may take beside that, before it is given up."""
     limit_s: float = float("inf")
     """After so many seconds no leg is started."""
     record: bool = True
@@ -99,11 +109,13 @@ class Options:
     def __post_init__(self) -> None:
         """Check names and numbers."""
         unknown = set(self.recipes) - set(RECIPES)
-        if unknown or not 0 < self.ode_updates < self.gan_updates + self.dmd_updates:
+        if unknown:
             raise InputError(
-                f"Recipes out of {', '.join(RECIPES)} and fewer ode_updates than there are in all "
-                f"were expected: {', '.join(self.recipes)} and {self.ode_updates} came."
+                f"Recipes out of {', '.join(RECIPES)} were expected: {', '.join(unknown)} came."
             )
+        total = self.gan_updates + self.dmd_updates
+        if not 0 < self.ode_updates < total:
+            raise InputError(f"ode_updates must lie in 1 to {total - 1}: {self.ode_updates} came.")
         counts = (self.seeds, self.gan_updates, self.dmd_updates, self.per_gpu)
         if min(counts) < 1:
             raise InputError(f"Seeds, updates and legs of at least 1 were expected: {counts} came.")
@@ -123,6 +135,22 @@ class State:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.start
+
+
+def check_inputs(options: Options) -> None:
+    """Look at what all legs need, before the first is trained.
+
+    Raises:
+        FvgenError: The feature networks are not all there, or there are no clips.
+    """
+    load_efficientnet(features=options.features)
+    for net in ("alex", "vgg"):
+        load_stlpips(net, num_slices=4, path=options.features)
+    for part in ("train", "val"):
+        if not any((options.bank / part).glob("*.safetensors")):
+            raise InputError(
+                f"{options.bank / part} has no clips: build them with scripts/build_bank.py --val."
+            )
 
 
 def stage_updates(options: Options, stages: Sequence[str]) -> list[int]:
@@ -196,7 +224,9 @@ def all_legs(options: Options) -> list[Leg]:
     for seed in range(options.seeds):
         chains = [chain(options, recipe, seed) for recipe in options.recipes]
         # The adversarial start first: most others wait for it.
-        firsts = sorted((c[0] for c in chains), key=lambda leg: leg.stage != "gan")
+        firsts = sorted(
+            (c[0] for c in chains), key=lambda leg: not str(leg.stage).startswith("gan")
+        )
         seconds = [leg for c in chains for leg in c[1:]]
         legs.update({leg.out: leg for leg in (*firsts, *seconds)})
         if seed == 0:
@@ -210,7 +240,7 @@ def is_finished(leg: Leg) -> bool:
     return path.is_file() and read_json(path)["settings"] == settings(leg)
 
 
-def run_leg(leg: Leg, gpu: int | None, num_threads: int) -> None:
+def run_leg(leg: Leg, gpu: int | None, num_threads: int, overhead_s: float) -> None:
     """Run a leg in its own process.
 
     Raises:
@@ -232,7 +262,7 @@ def run_leg(leg: Leg, gpu: int | None, num_threads: int) -> None:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 check=False,
-                timeout=leg.seconds + _OVERHEAD_S,
+                timeout=leg.seconds + overhead_s,
             ).returncode
         except subprocess.TimeoutExpired:
             code = "time ran out"
@@ -280,7 +310,8 @@ def run_all(options: Options, report: "Report") -> State:
                     break
                 pending.remove(leg)
                 gpu = room.pop(0)
-                running[pool.submit(run_leg, leg, gpu, num_threads)] = (leg, gpu)
+                task = pool.submit(run_leg, leg, gpu, num_threads, options.overhead_s)
+                running[task] = (leg, gpu)
             if not running:
                 return state
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -339,6 +370,7 @@ class Report:
 
 def main(options: Options) -> int:
     """Run, write, show; 1 where a leg failed."""
+    check_inputs(options)
     report = Report(options)
     state = run_all(options, report)
     rows = report.write()

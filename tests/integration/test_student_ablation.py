@@ -1,6 +1,7 @@
 """The ablation's command at tiny size: all recipes from one untrained teacher."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from unit.distill.compact_bank import CONFIG, CPU, make_clips
 
 from fvgen_recon.distill.cast import make_cast
@@ -127,19 +130,34 @@ def test_references_are_measured(ablation: Ablation) -> None:
 def test_after_the_limit_nothing_starts(ablation: Ablation) -> None:
     call = _call(ablation.folder, "--seeds", "3", "--limit-s", "0")
     assert call.returncode == 0, call.stderr
-    assert "18 legs are missing" in call.stderr
+    assert "17 legs are missing" in call.stderr
     assert {r["seeds"] for r in _read(ablation.folder)["rows"]} == {1, 2}
 
 
 def test_a_leg_that_fails_is_told_and_stops_what_builds_on_it(ablation: Ablation) -> None:
+    shutil.copytree(ablation.folder / "bank", ablation.folder / "broken")
+    (ablation.folder / "broken" / "train" / "0.safetensors").write_bytes(b"no clips")
     call = _call(
-        ablation.folder, "--bank", "nowhere", "--out", "bad.json", "--recipes", "GAN only",
-        "--seeds", "1",
+        ablation.folder, "--bank", "broken", "--out", "bad.json", "--recipes", "GAN only",
+        "--seeds", "1", "--max-clips", "8",
     )  # fmt: skip
     assert call.returncode == 1
-    failures = json.loads((ablation.folder / "bad.json").read_text())["failures"]
-    assert set(failures) == {"gan-1/seed0", "teacher", "regression"}
-    assert "has no clips" in failures["gan-1/seed0"]
+    assert "2 legs are missing" in call.stderr
+    content = json.loads((ablation.folder / "bad.json").read_text())
+    assert set(content["failures"]) == {"gan-1/seed0"}
+    assert {row["recipe"] for row in content["rows"]} == {"teacher", "regression"}
+
+
+def test_what_all_legs_need_is_looked_at_first(ablation: Ablation) -> None:
+    for option, value, said in (
+        ("--bank", "nowhere", "no clips"),
+        ("--features", "bare.bin", "EfficientNet"),
+    ):
+        save_file({"nothing": torch.zeros(1)}, ablation.folder / "bare.bin")
+        call = _call(ablation.folder, option, value, "--out", "early.json")
+        assert call.returncode == 2
+        assert said in call.stderr
+        assert not (ablation.folder / "early").exists()
 
 
 def test_unknown_recipes_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fvgen_recon.recipes.compact import distillation_stages
 STAGES = {stage.name: stage for stage in distillation_stages()}
 TRAINED = {
     "gan": {"student", "disc"},
+    "gan-loose": {"student", "disc"},
     "gan-free": {"student", "disc"},
     "dmd": {"student", "critic"},
     "dmd-anchored": {"student", "critic"},

@@ -138,7 +138,9 @@ def _parse(text: str, old: Any, owner: type, field: str) -> Any:
     if isinstance(old, bool):
         return text == "True"
     if isinstance(old, tuple):
-        return tuple(float(part) for part in filter(None, text.split(",")))
+        words = filter(None, text.split(","))
+        is_text = "str" in str(get_type_hints(owner)[field])
+        return tuple(words) if is_text else tuple(float(word) for word in words)
     if old is not None:
         return type(old)(text)
     declared = get_args(get_type_hints(owner)[field])

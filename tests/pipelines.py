@@ -43,12 +43,16 @@ def write_room(folder: Path) -> None:
     write_transforms(folder, cameras, names)
 
 
-def open_pipeline(room: Path, **settings) -> FvgenPipeline:
+def open_pipeline(
+    room: Path, *, ensemble: tuple[str, ...] = (), strategy: str = "default", **settings
+) -> FvgenPipeline:
     torch.manual_seed(0)
-    parser = FvgenDataParserConfig(data=room, estimator="random", num_points=300)
+    parser = FvgenDataParserConfig(data=room, estimator="random", num_points=300, ensemble=ensemble)
     config = FvgenPipelineConfig(
         datamanager=FvgenDatamanagerConfig(dataparser=parser),
-        model=FvgenModelConfig(sh_degree=0, num_downscales=0, background_color="black"),
+        model=FvgenModelConfig(
+            sh_degree=0, num_downscales=0, background_color="black", strategy=strategy
+        ),
         densify=DensifySettings(long_side=48, num_frames=4, **settings),
     )
     pipeline = config.setup(device="cpu")

@@ -33,3 +33,10 @@ def diffuse_colors(
         below = F.interpolate(filled, level.shape[-2:], mode="bilinear", align_corners=False)
         filled = level[:, :3] + (1 - level[:, 3:]) * below
     return filled[0].permute(1, 2, 0)
+
+
+def fill_holes(
+    colors: Float[Tensor, "1 H W 3"], alpha: Float[Tensor, "1 H W 1"]
+) -> Float[Tensor, "1 H W 3"]:
+    """Put a render on black on colours from around its holes."""
+    return colors + (1 - alpha) * diffuse_colors(colors[0], alpha[0])

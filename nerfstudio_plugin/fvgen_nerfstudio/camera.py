@@ -29,6 +29,8 @@ def to_nerfstudio(cameras: Cameras) -> NerfCameras:
 
 VIEW = "view"
 """Key of a camera's `KnownView` in its metadata."""
+MEMBER = "member"
+"""Key of the member of the splat that a training step with a camera is for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

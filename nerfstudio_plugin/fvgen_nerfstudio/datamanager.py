@@ -12,7 +12,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import (
     FullImageDatamanagerConfig,
 )
 
-from fvgen_nerfstudio.camera import VIEW, known_view, to_nerfstudio
+from fvgen_nerfstudio.camera import MEMBER, VIEW, known_view, to_nerfstudio
 from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
 from fvgen_nerfstudio.dataset import SceneDataset
 from fvgen_nerfstudio.depth import DepthTargets, collect_depth
@@ -115,17 +115,22 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         """Return a camera and its batch: a photo, or by the schedule a generated frame.
 
         The draw depends on the seed and the step alone, so that a resumed run goes on as it would
-        have. Batches of photos carry `depth` and `depth_weight`, `1 H W` at the size that points
-        were estimated at; those of generated frames carry `is_generated`, the `weight` of each
-        pixel and the `factor` on their whole loss.
+        have. The camera's metadata say which member of the splat the step trains. Batches of photos
+        carry `depth` and `depth_weight`, `1 H W` at the size that points were estimated at; those
+        of generated frames carry `is_generated`, the `weight` of each pixel and the `factor` on
+        their whole loss.
         """
         draw = random.Random(f"{self.config.train_cameras_sampling_seed}:{step}")
         share = self.schedule.share_at(step / self.num_steps)
+        member = step % len(self.depth_targets)
         if self._entries and draw.random() < share:
-            return self._generated_view(draw.choice(self._entries))
-        view, targets = self._next_photo(), self.depth_targets
-        photo = self.cached_train[view]
-        return self._camera_of(view), {
+            camera, batch = self._generated_view(draw.choice(self._entries))
+            camera.metadata = {**(camera.metadata or {}), MEMBER: member}
+            return camera, batch
+        view, targets = self._next_photo(), self.depth_targets[member]
+        photo, camera = self.cached_train[view], self._camera_of(view)
+        camera.metadata = {**(camera.metadata or {}), MEMBER: member}
+        return camera, {
             **photo,
             "image": photo["image"].to(self.device),
             "is_generated": False,
@@ -149,12 +154,13 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         return self._cameras[view]
 
     @cached_property
-    def depth_targets(self) -> DepthTargets:
-        """What the point cloud says about the depth of the photos."""
+    def depth_targets(self) -> tuple[DepthTargets, ...]:
+        """What the points of each member say about the depth of the photos."""
         parser = self.dataparser
-        targets = collect_depth(parser.points, parser.point_cameras)
-        return DepthTargets(
-            depth=targets.depth.to(self.device), weight=targets.weight.to(self.device)
+        found = (collect_depth(cloud, parser.point_cameras) for cloud in parser.members)
+        return tuple(
+            DepthTargets(depth=each.depth.to(self.device), weight=each.weight.to(self.device))
+            for each in found
         )
 
     def _generated_view(self, entry: BankEntry) -> tuple[NerfCameras, dict[str, Any]]:

@@ -56,10 +56,13 @@ class FvgenDataParserConfig(DataParserConfig):
     estimator: str = "plane-sweep"
     """Where the points to start from come from: plane-sweep, mvs, stereo (of
     both the surer), dataset, dust3r or random."""
+    ensemble: tuple[str, ...] = ()
+    """Sources of points for a splat of several members, which are trained apart and shown together;
+    by default there is one, with the points of `estimator`."""
     estimator_long_side: int = 512
     """Longer image side that points are estimated at, in pixels."""
     num_points: int = 100_000
-    """Most points to start from."""
+    """Most points to start from, for each member."""
     min_confidence: float = 0.5
     """Points below this confidence are no start for a Gaussian."""
     match_exposure: bool = True
@@ -99,7 +102,19 @@ class FvgenDataParser(DataParser):
     @cached_property
     def points(self) -> PointCloud:
         """The point cloud of the input views, in the splat's frame."""
-        cloud = self._points_as_shot
+        return self._at_one_brightness(self._points_as_shot)
+
+    @cached_property
+    def members(self) -> tuple[PointCloud, ...]:
+        """The point clouds that the members of the splat start from."""
+        config = self.config
+        if not config.ensemble:
+            return (self.points,)
+        side = config.estimator_long_side
+        clouds = (self.source.estimate_points(name, side) for name in config.ensemble)
+        return tuple(map(self._at_one_brightness, clouds))
+
+    def _at_one_brightness(self, cloud: PointCloud) -> PointCloud:
         own = cloud.view >= 0
         rgb = cloud.rgb.clone()
         rgb[own] = (rgb[own] * self.gains[cloud.view[own]]).clamp(0, 1)
@@ -154,16 +169,32 @@ class FvgenDataParser(DataParser):
         )
         return outputs
 
-    def _points(self) -> dict[str, torch.Tensor]:
+    def _points(self) -> dict[str, Tensor]:
         """Return points to start from, as splatfacto wants them: colours in 0 to 255.
 
-        With each come its confidence and the width that it covers on the surface, in world units
-        (0 where no view is known).
+        With each come its confidence, its view, the member of the splat that it is for and the
+        width that it covers on the surface, in world units (0 where no view is known). The
+        brightness of the photos and where they were taken come with them.
         """
+        drawn = [self._draw(cloud) for cloud in self.members]
+        kept = [cloud for cloud, _ in drawn]
+        member = [torch.full((len(cloud),), i) for i, cloud in enumerate(kept)]
+        return {
+            "points3D_xyz": torch.cat([cloud.xyz for cloud in kept]).cpu(),
+            "points3D_rgb": torch.cat([cloud.rgb * 255 for cloud in kept]).cpu(),
+            "points3D_confidence": torch.cat([cloud.confidence for cloud in kept]).cpu(),
+            "points3D_view": torch.cat([cloud.view for cloud in kept]).cpu(),
+            "points3D_member": torch.cat(member),
+            "points3D_spacing": torch.cat([spacing for _, spacing in drawn]),
+            "photo_brightness": 1 / self.gains,
+            "photo_position": self.point_cameras.position,
+        }
+
+    def _draw(self, cloud: PointCloud) -> tuple[PointCloud, Tensor]:
+        """Return the points that a member starts from, and the width that each stands for."""
         from fvgen_nerfstudio.depth import pixel_spacing
         from fvgen_nerfstudio.gaussian import draw_points
 
-        cloud = self.points
         # Random points claim no confidence at all, and whoever asks for them wants them.
         is_random = self.config.estimator == "random"
         num_trusted = len(cloud) if is_random else int((cloud.confidence >= _TRUSTED).sum())
@@ -180,16 +211,7 @@ class FvgenDataParser(DataParser):
         )
         kept = trusted[drawn.to(trusted.xyz.device)]
         # A point that was drawn with a chance of 1 in 9 stands for 3 by 3 pixels.
-        spacing = pixel_spacing(kept, self.point_cameras).cpu() / chance.sqrt()
-        return {
-            "points3D_xyz": kept.xyz.cpu(),
-            "points3D_rgb": (kept.rgb * 255).cpu(),
-            "points3D_confidence": kept.confidence.cpu(),
-            "points3D_view": kept.view.cpu(),
-            "points3D_spacing": spacing,
-            "photo_brightness": 1 / self.gains,
-            "photo_position": self.point_cameras.position,
-        }
+        return kept, pixel_spacing(kept, self.point_cameras).cpu() / chance.sqrt()
 
     def _native_cameras(self, views: tuple[int, ...]) -> NerfCameras:
         """Return cameras of the files as they are, distortion included, in the splat's frame.

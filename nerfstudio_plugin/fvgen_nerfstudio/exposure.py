@@ -30,7 +30,7 @@ _OTHER = 0.08
 """Standard deviation of what else makes photos differ: shine, shade, tone mapping."""
 _FEWEST = 100
 """Matches below which two views are not compared."""
-_POWER = 2.0
+_POWER = 4.0
 """Power of the distance by which a photo's brightness counts the less for a pose."""
 
 

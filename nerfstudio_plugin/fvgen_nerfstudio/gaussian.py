@@ -6,6 +6,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from fvgen_nerfstudio.strategy import StrategyState
+from fvgen_recon.errors import WeightsError
 from fvgen_recon.types import PointCloud
 
 SH_C0 = 0.28209479177387814
@@ -98,6 +99,23 @@ def append_gaussians(
     for key, value in state.items():
         if isinstance(value, Tensor):
             state[key] = torch.cat([value, value.new_zeros(num_new, *value.shape[1:])])
+
+
+def resize_parameter(param: torch.nn.Parameter, name: str, stored: Tensor | None) -> None:
+    """Give a parameter the shape of a stored one in place, so that optimizers keep hold of it.
+
+    Raises:
+        WeightsError: Nothing is stored, or it has another SH degree.
+    """
+    if stored is None:
+        raise WeightsError(f"The checkpoint holds no Gaussian {name}: it is not of a splat.")
+    if stored.shape[1:] != param.shape[1:]:
+        raise WeightsError(
+            f"The checkpoint's Gaussian {name} have shape {tuple(stored.shape[1:])} and this "
+            f"run's {tuple(param.shape[1:])}: train with the same SH degree."
+        )
+    param.data = torch.zeros(stored.shape, dtype=param.dtype, device=param.device)
+    param.grad = None
 
 
 def draw_points(

@@ -49,6 +49,24 @@ def dssim(prediction: Float[Tensor, "3 H W"], target: Float[Tensor, "3 H W"]) ->
     return 1 - _similarity(_blur(seen)).mean()
 
 
+def photo_loss(
+    prediction: Float[Tensor, "3 H W"], target: Float[Tensor, "3 H W"], share: float
+) -> Float[Tensor, ""]:
+    """Return splatfacto's loss of a photo, `share` of it by SSIM and the rest by L1."""
+    return (1 - share) * (prediction - target).abs().mean() + share * dssim(prediction, target)
+
+
+def frame_loss(
+    prediction: Float[Tensor, "3 H W"],
+    target: Float[Tensor, "3 H W"],
+    weight: Float[Tensor, "1 H W"],
+    share: float,
+) -> Float[Tensor, ""]:
+    """Return the same loss, each pixel by its weight."""
+    l1 = weighted_l1(prediction, target, weight)
+    return (1 - share) * l1 + share * weighted_dssim(prediction, target, weight)
+
+
 def _similarity(means: Tensor) -> Tensor:
     """Return SSIM `3 h w` from window means `15 h w` of two images, their squares and product."""
     mu_p, mu_t, square_p, square_t, product = means.view(5, 3, *means.shape[1:])

@@ -14,13 +14,14 @@ from pytorch_msssim import SSIM
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
-from fvgen_nerfstudio.background import diffuse_colors
-from fvgen_nerfstudio.camera import KnownView, known_view, view_matrices
+from fvgen_nerfstudio.background import fill_holes
+from fvgen_nerfstudio.camera import MEMBER, KnownView, known_view, to_nerfstudio, view_matrices
+from fvgen_nerfstudio.ensemble import mean_render, member_indices
 from fvgen_nerfstudio.exposure import Exposure
-from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians
+from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians, resize_parameter
 from fvgen_nerfstudio.graph import Replayed
 from fvgen_nerfstudio.growth import make_strategy
-from fvgen_nerfstudio.loss import dssim, weighted_dssim, weighted_l1
+from fvgen_nerfstudio.loss import frame_loss, photo_loss
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
 from fvgen_nerfstudio.regularizer import (
     disparity_loss,
@@ -31,7 +32,6 @@ from fvgen_nerfstudio.regularizer import (
 )
 from fvgen_nerfstudio.seed import seed_gaussians, seed_origins
 from fvgen_nerfstudio.settings import FvgenModelConfig
-from fvgen_recon.errors import WeightsError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.types import Cameras, PointCloud
 
@@ -78,10 +78,12 @@ class FvgenModel(SplatfactoModel):
         self.strategy_state.update(seed_origins(self.num_points, metadata))
         self.running_loss: dict[str, Tensor] = {}
         self._target: tuple[Tensor, int, Tensor] | None = None
+        self._members: tuple[Tensor, list[Tensor]] | None = None
         wrap = Replayed if self.config.replay else lambda function: function
-        self._filled = wrap(self._fill)
-        self._photo_losses = wrap(self._compare_photo)
-        self._frame_losses = wrap(self._compare_frame)
+        share = self.config.ssim_lambda
+        self._filled = wrap(lambda colors, alpha: (fill_holes(colors, alpha),))
+        self._photo_losses = wrap(lambda image, photo: (photo_loss(image, photo, share),))
+        self._frame_losses = wrap(lambda image, frame, w: (frame_loss(image, frame, w, share),))
         self._depth_losses = wrap(lambda *tensors: (disparity_loss(*tensors),))
 
     def rasterize_view(
@@ -100,7 +102,7 @@ class FvgenModel(SplatfactoModel):
             K: Its intrinsics `1 3 3`.
             size: Height and width.
             with_depth: Whether expected z-depth follows the colours as a fourth channel.
-            chosen: Mask of the Gaussians to draw; all by default.
+            chosen: Mask or indices of the Gaussians to draw; all by default.
 
         Returns:
             Colours `1 H W 3|4`, opacity `1 H W 1` and the rasteriser's own notes.
@@ -117,7 +119,7 @@ class FvgenModel(SplatfactoModel):
             means=params["means"],
             quats=params["quats"],
             scales=torch.exp(params["scales"]),
-            opacities=self._opacities(params["opacities"]),
+            opacities=self._opacities(params["opacities"], chosen),
             colors=colors,
             viewmats=viewmats,
             Ks=K,
@@ -132,11 +134,13 @@ class FvgenModel(SplatfactoModel):
             rasterize_mode=self.config.rasterize_mode,
         )
 
-    def _opacities(self, logits: Tensor) -> Tensor:
+    def _opacities(self, logits: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return opacities; in training a share of the Gaussians is left out."""
         opacities = torch.sigmoid(logits).squeeze(-1)
         if self.training and self.left_out is not None:
-            opacities = opacities * (self.strategy_state["origin"] != self.left_out + 1)
+            origin = self.strategy_state["origin"]
+            origin = origin if chosen is None else origin[chosen]
+            opacities = opacities * (origin != self.left_out + 1)
         rate = self.config.dropout * min(1.0, self.step / self.num_steps)
         if not self.training or rate == 0:
             return opacities
@@ -160,16 +164,29 @@ class FvgenModel(SplatfactoModel):
         config = self.config
         needs_depth = config.depth_weight > 0 or config.smooth_weight > 0
         with_depth = needs_depth or config.output_depth_during_training or not self.training
-        self.left_out = self._left_out(camera)
-        colors, alpha, self.info = self.rasterize_view(
-            viewmats.to(self.device), K, size, with_depth=with_depth, chosen=chosen
-        )
-        self.last_size = size
+        self.left_out, self.last_size = self._left_out(camera), size
+        renders = []
+        for mask in self._shown(camera, chosen):
+            colors, alpha, self.info = self.rasterize_view(
+                viewmats.to(self.device), K, size, with_depth=with_depth, chosen=mask
+            )
+            renders.append(self._compose(colors, alpha, camera))
         if self.training:
             self.strategy.step_pre_backward(
                 self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
             )
-        return self._compose(colors, alpha, camera)
+        return mean_render(renders)
+
+    def _shown(self, camera: NerfCameras, chosen: Tensor | None) -> list[Tensor | None]:
+        """Return which Gaussians to draw: each member's, in training that of the step."""
+        count, state = self.config.num_members, self.strategy_state["member"]
+        if count == 1:
+            return [chosen]
+        if self._members is None or self._members[0] is not state:
+            self._members = state, member_indices(state.to(self.device), count)
+        member = (camera.metadata or {}).get(MEMBER) if self.training else None
+        indices = self._members[1] if member is None else [self._members[1][member]]
+        return [index if chosen is None else index[chosen[index]] for index in indices]
 
     def _move_state(self) -> None:
         """Bring the strategy's running state to the splat's device."""
@@ -223,12 +240,6 @@ class FvgenModel(SplatfactoModel):
             "accumulation": alpha.squeeze(0),
             "background": background,
         }
-
-    @staticmethod
-    def _fill(colors: Tensor, alpha: Tensor) -> tuple[Tensor]:
-        """Put a render `1 H W 3` on colours from around its holes."""
-        behind = diffuse_colors(colors[0], alpha[0])
-        return (colors + (1 - alpha) * behind,)
 
     def _target_of(self, batch: dict[str, Any]) -> Tensor:
         """Return a view's image `H W 3` at the current size, once for metrics and losses."""
@@ -316,18 +327,6 @@ class FvgenModel(SplatfactoModel):
             losses["tv_loss"] = 10 * total_variation_loss(self.bil_grids.grids)
         return losses
 
-    def _compare_photo(self, prediction: Tensor, target: Tensor) -> tuple[Tensor]:
-        """Return splatfacto's loss of a photo."""
-        share = self.config.ssim_lambda
-        l1 = (prediction - target).abs().mean()
-        return ((1 - share) * l1 + share * dssim(prediction, target),)
-
-    def _compare_frame(self, prediction: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor]:
-        """Return the same loss, each pixel by its weight."""
-        share = self.config.ssim_lambda
-        l1 = weighted_l1(prediction, target, weight)
-        return ((1 - share) * l1 + share * weighted_dssim(prediction, target, weight),)
-
     def _note_loss(self, key: str, value: Tensor) -> None:
         """Keep a running mean; a tensor, as reading it would make the host wait for the GPU."""
         old = self.running_loss.get(key)
@@ -345,6 +344,14 @@ class FvgenModel(SplatfactoModel):
         metrics.update(self.perceptual.measure(second, first))
         return metrics, {"img": torch.cat([target, outputs["rgb"]], dim=1)}
 
+    def get_extra_state(self) -> Tensor:
+        """Return the member that each Gaussian belongs to, for checkpoints."""
+        return self.strategy_state["member"]
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the members of a checkpoint's Gaussians."""
+        self.strategy_state["member"] = state
+
     def update_to_step(self, step: int) -> None:
         """Set the step that a checkpoint was saved at: it decides the SH degree in use."""
         self.step = step
@@ -357,25 +364,13 @@ class FvgenModel(SplatfactoModel):
         """
         state = {k: v for k, v in state.items() if not k.startswith("lpips.")}
         for name in NAMES:
-            self._resize_parameter(name, state)
+            resize_parameter(self.gauss_params[name], name, state.get(f"gauss_params.{name}"))
         for name, value in self.exposure.state_dict(prefix="exposure.").items():
             state.setdefault(name, value)  # Older checkpoints know none.
+        state.setdefault("_extra_state", torch.zeros(len(state["gauss_params.means"])))
         # What is known of the Gaussians belongs to others; a trainer that resumes brings its own.
         self.strategy_state.update(seed_origins(self.num_points, {}))
         return super(SplatfactoModel, self).load_state_dict(state, **kwargs)
-
-    def _resize_parameter(self, name: str, state: dict[str, Tensor]) -> None:
-        """Give a parameter the stored shape in place, so that its optimizer keeps hold of it."""
-        param, stored = self.gauss_params[name], state.get(f"gauss_params.{name}")
-        if stored is None:
-            raise WeightsError(f"The checkpoint holds no Gaussian {name}: it is not of a splat.")
-        if stored.shape[1:] != param.shape[1:]:
-            raise WeightsError(
-                f"The checkpoint's Gaussian {name} have shape {tuple(stored.shape[1:])} and this "
-                f"run's {tuple(param.shape[1:])}: train with the same SH degree."
-            )
-        param.data = torch.zeros(stored.shape, dtype=param.dtype, device=param.device)
-        param.grad = None
 
     @torch.no_grad()
     def add_points(self, cloud: PointCloud) -> int:
@@ -391,10 +386,14 @@ class FvgenModel(SplatfactoModel):
     def render_black(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
         """Render OpenCV cameras on black: colours `T 3 H W`, opacity and depth `T 1 H W`."""
         size = (cameras.height, cameras.width)
+        self.left_out, masks = None, self._shown(to_nerfstudio(cameras[0]), None)
         rows = []
         for camera in cameras.to(self.device):
-            viewmats = view_matrices(opencv_to_opengl(camera.c2w)[None, :3])
-            rows.append(self.rasterize_view(viewmats, camera.K[None], size, with_depth=True)[:2])
+            view = (view_matrices(opencv_to_opengl(camera.c2w)[None, :3]), camera.K[None], size)
+            shown = [self.rasterize_view(*view, with_depth=True, chosen=mask) for mask in masks]
+            rows.append(
+                [torch.stack(parts).mean(0) for parts in zip(*(x[:2] for x in shown), strict=True)]
+            )
         colors = torch.cat([row[0] for row in rows]).permute(0, 3, 1, 2)
         alpha = torch.cat([row[1] for row in rows]).permute(0, 3, 1, 2)
         return colors[:, :3].clamp(0, 1), alpha.clamp(0, 1), colors[:, 3:] * (alpha > 0)

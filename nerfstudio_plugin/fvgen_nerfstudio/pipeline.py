@@ -81,6 +81,7 @@ class FvgenPipeline(VanillaPipeline):
             data = config.datamanager
             assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
             check_config(make_config(config.densify, data.dataparser.estimator, device))
+        _count_members(config)
         super().__init__(config, device, **kwargs)
         self.num_rounds_done = 0
         self.num_steps = 1
@@ -166,6 +167,22 @@ class FvgenPipeline(VanillaPipeline):
             f"{'kept' if verdict.keeps else 'dropped'}."
         )
         return verdict.keeps
+
+
+def _count_members(config: FvgenPipelineConfig) -> None:
+    """Tell the splat of how many members it is, in training as in evaluation.
+
+    Raises:
+        InputError: Members would grow.
+    """
+    model, data = config.model, config.datamanager
+    if isinstance(model, FvgenModelConfig) and isinstance(data, FvgenDatamanagerConfig):
+        model.num_members = max(1, len(data.dataparser.ensemble))
+        if model.num_members > 1 and model.strategy != "none":
+            raise InputError(
+                "The members of an ensemble keep their Gaussians: choose --pipeline.model.strategy "
+                "none, or no --pipeline.datamanager.dataparser.ensemble."
+            )
 
 
 def _last_dropped(folder: Path) -> int:

@@ -45,11 +45,14 @@ def seed_gaussians(
 def seed_origins(num_points: int, metadata: dict[str, Any]) -> StrategyState:
     """Return where each Gaussian comes from; strategies carry it along as they add and remove.
 
-    `origin` counts photos from 1, 0 is for none; `doubt` is 1 minus the confidence of the point.
+    `origin` counts photos from 1, 0 is for none; `doubt` is 1 minus the confidence of the point;
+    `member` counts from 0.
     """
+    names = ("origin", "doubt", "member")
     if len(metadata.get("points3D_view", ())) != num_points:
-        return {"origin": torch.zeros(num_points), "doubt": torch.zeros(num_points)}
+        return {name: torch.zeros(num_points) for name in names}
     return {
         "origin": metadata["points3D_view"].float() + 1,
+        "member": metadata.get("points3D_member", torch.zeros(num_points)).float(),
         "doubt": 1 - metadata["points3D_confidence"].float(),
     }

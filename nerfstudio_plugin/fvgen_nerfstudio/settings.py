@@ -28,6 +28,9 @@ class FvgenModelConfig(SplatfactoModelConfig):
     photo; 0 takes the distance to the nearest points."""
     seed_opacity: tuple[float, float] = (0.1, 0.1)
     """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
+    num_members: int = 1
+    """Number of members, sets of Gaussians that are trained apart and whose renders are averaged;
+    the pipeline sets it."""
     depth_weight: float = 0.0
     """Weight of the difference between rendered and measured inverse depth on photos."""
     solid_weight: float = 0.0

@@ -178,6 +178,7 @@ def test_it_is_a_splatfacto_model_without_networks_inside():
         "device_indicator_param",
         "exposure.log_brightness",
         "exposure.position",
+        "_extra_state",
     }
 
 

@@ -1,0 +1,135 @@
+"""Members of a splat: trained apart, shown as the mean of their renders, kept in checkpoints."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from factories import make_cameras, make_cloud
+from nerfstudio.data.scene_box import SceneBox
+from pipelines import advance, open_pipeline, start_run, write_room
+
+from fvgen_nerfstudio.camera import MEMBER, to_nerfstudio
+from fvgen_nerfstudio.ensemble import mean_render, member_indices
+from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+
+NUM_POINTS = 60
+MEMBERS = torch.arange(NUM_POINTS) % 2
+
+
+def _model(num_members: int = 2, **options) -> FvgenModel:
+    cloud = make_cloud(NUM_POINTS)
+    config = FvgenModelConfig(
+        sh_degree=0,
+        num_downscales=0,
+        strategy="none",
+        background_color="black",
+        num_members=num_members,
+        **options,
+    )
+    model = config.setup(
+        scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=3,
+        seed_points=(cloud.xyz, cloud.rgb * 255),
+        metadata={
+            "points3D_confidence": torch.ones(NUM_POINTS),
+            "points3D_spacing": torch.full((NUM_POINTS,), 0.1),
+            "points3D_view": torch.zeros(NUM_POINTS, dtype=torch.long),
+            "points3D_member": MEMBERS,
+        },
+    )
+    assert isinstance(model, FvgenModel)
+    model.optimizers = {}
+    return model
+
+
+def _camera(member: int | None = None):
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[1])
+    camera.metadata = {} if member is None else {MEMBER: member}
+    return camera
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_step_trains_one_member(member):
+    model = _model().train()
+    batch = {"image": torch.rand(24, 32, 3)}
+    sum(model.get_loss_dict(model(_camera(member)), batch).values()).backward()
+    grad = model.gauss_params["features_dc"].grad.abs().sum(-1)
+    assert grad[member != MEMBERS].max() == 0
+    assert grad[member == MEMBERS].max() > 0
+
+
+def test_evaluation_shows_the_mean_of_the_members():
+    model, apart = _model().train(), []
+    for member in range(2):
+        model.train()
+        apart.append(model(_camera(member)))
+    model.eval()
+    both = model(_camera())
+    for name in ("rgb", "accumulation"):
+        mean = torch.stack([outputs[name] for outputs in apart]).mean(0)
+        torch.testing.assert_close(both[name], mean, atol=1e-6, rtol=1e-5)
+    whole = _model(num_members=1).eval()(_camera())
+    assert (whole["rgb"] - both["rgb"]).abs().max() > 0.01
+    frames, alpha, _ = model.render_black(make_cameras(3, 24, 32)[[1]])
+    assert frames.shape == (1, 3, 24, 32)
+    torch.testing.assert_close(alpha[0].permute(1, 2, 0), both["accumulation"])
+
+
+def test_a_checkpoint_knows_the_members():
+    model, other = _model(), _model()
+    state = model.state_dict()
+    other.strategy_state["member"] = torch.zeros(NUM_POINTS)
+    other.load_state_dict(state)
+    assert torch.equal(other.strategy_state["member"], MEMBERS.float())
+    torch.testing.assert_close(other.eval()(_camera())["rgb"], model.eval()(_camera())["rgb"])
+    old = {k: v for k, v in state.items() if k != "_extra_state" and not k.startswith("exposure")}
+    other.load_state_dict(old)
+    assert other.strategy_state["member"].max() == 0
+
+
+def test_one_render_stays_itself_and_a_mean_keeps_what_is_no_image():
+    first, second = ({"rgb": torch.full((2, 2, 3), x), "depth": None} for x in (0.2, 0.6))
+    assert mean_render([first]) is first
+    mean = mean_render([first, second])
+    torch.testing.assert_close(mean["rgb"], torch.full((2, 2, 3), 0.4))
+    assert mean["depth"] is None
+
+
+def test_indices_part_the_gaussians():
+    indices = member_indices(MEMBERS.float(), 3)
+    assert torch.equal(torch.cat(indices).sort().values, torch.arange(NUM_POINTS))
+    assert len(indices[2]) == 0
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("room")
+    write_room(folder)
+    return folder
+
+
+SOURCES = ("plane-sweep", "plane-sweep")
+
+
+def test_each_member_gets_points_depth_and_every_other_step(room, tmp_path):
+    pipeline = open_pipeline(room, ensemble=SOURCES, strategy="none", generator="none")
+    model, data = pipeline.model, pipeline.datamanager
+    assert model.config.num_members == len(data.depth_targets) == 2
+    member = model.strategy_state["member"]
+    assert (member == 0).sum() == (member == 1).sum() > 0
+    before = model.means.detach().clone()
+    callbacks = start_run(pipeline, tmp_path)
+    advance(pipeline, callbacks, range(1))
+    moved = (model.means.detach() - before).abs().sum(-1) > 0
+    assert moved[member == 0].any()
+    assert not moved[member == 1].any()
+    advance(pipeline, callbacks, range(1, 2))
+    moved = (model.means.detach() - before).abs().sum(-1) > 0
+    assert moved[member == 1].any()
+
+
+def test_members_that_would_grow_are_refused(room, capsys):
+    with pytest.raises(SystemExit) as stop:
+        open_pipeline(room, ensemble=SOURCES, strategy="mcmc", generator="none")
+    assert stop.value.code == 2
+    assert "keep their Gaussians" in capsys.readouterr().err

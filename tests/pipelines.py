@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
@@ -19,6 +20,7 @@ from fvgen_recon.io.scenes import write_transforms
 from fvgen_recon.render.procedural import arc_cameras, random_scene, render_procedural
 
 NUM_STEPS = 10
+Strategy = Literal["default", "mcmc", "none"]
 
 
 @dataclass
@@ -44,7 +46,7 @@ def write_room(folder: Path) -> None:
 
 
 def open_pipeline(
-    room: Path, *, ensemble: tuple[str, ...] = (), strategy: str = "default", **settings
+    room: Path, *, ensemble: tuple[str, ...] = (), strategy: Strategy = "default", **settings
 ) -> FvgenPipeline:
     torch.manual_seed(0)
     parser = FvgenDataParserConfig(data=room, estimator="random", num_points=300, ensemble=ensemble)

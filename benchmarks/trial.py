@@ -59,6 +59,7 @@ def build_config(options: Options, fold: Fold) -> Any:
         InputError: nerfstudio knows no such method, or it cannot run on this device.
     """
     from nerfstudio.configs.method_configs import all_methods
+    from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 
     from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
     from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
@@ -85,6 +86,10 @@ def build_config(options: Options, fold: Fold) -> Any:
     parser.estimator = method.estimator or options.estimator
     parser.long_side = 0  # The fold has the size that is asked for already.
     config.machine.device_type, config.machine.seed = options.device, options.seed
+    # Which points are drawn and the order of the photos: all that chance decides in our methods.
+    parser.seed = options.seed
+    if isinstance(data, FullImageDatamanagerConfig):
+        data.train_cameras_sampling_seed += options.seed
     config.max_num_iterations = config.steps_per_save = options.iterations
     # Neither viewer nor event files nor a live table: they cost a step as much as its losses.
     config.output_dir, config.vis = options.out, "none"

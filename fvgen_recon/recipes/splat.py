@@ -12,6 +12,8 @@ class SparsePrior:
 
     estimator: str = "stereo"
     """Where the points come from: one of `pointcloud.ESTIMATORS`."""
+    ensemble: tuple[str, ...] = ()
+    """Sources of points of the members of a splat whose renders are averaged; one where empty."""
     min_confidence: float = 0.0
     """Points below this confidence are no start for a Gaussian."""
     seed_size: float = 0.4

@@ -107,12 +107,14 @@ class FvgenDataParser(DataParser):
     @cached_property
     def members(self) -> tuple[PointCloud, ...]:
         """The point clouds that the members of the splat start from."""
-        config = self.config
-        if not config.ensemble:
-            return (self.points,)
-        side = config.estimator_long_side
-        clouds = (self.source.estimate_points(name, side) for name in config.ensemble)
-        return tuple(map(self._at_one_brightness, clouds))
+        return tuple(map(self._points_of, self.config.ensemble)) or (self.points,)
+
+    def _points_of(self, estimator: str) -> PointCloud:
+        """Return the points of a member at one brightness; those of `estimator` are known."""
+        if estimator == self.config.estimator:
+            return self.points
+        side = self.config.estimator_long_side
+        return self._at_one_brightness(self.source.estimate_points(estimator, side))
 
     def _at_one_brightness(self, cloud: PointCloud) -> PointCloud:
         own = cloud.view >= 0

@@ -1,12 +1,20 @@
 """One brightness for all photos: right where surfaces match, careful where they do not."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from factories import make_cameras, make_cloud
 
 from fvgen_nerfstudio.camera import to_nerfstudio
+from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
+from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
 from fvgen_nerfstudio.exposure import Exposure, apply_gains, estimate_gains
+from fvgen_nerfstudio.source import fit_similarity
 from fvgen_recon.geometry.projection import camera_rays
+from fvgen_recon.io.image import write_image
+from fvgen_recon.io.scenes import write_transforms
+from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
 from fvgen_recon.types import PointCloud, Scene
 
@@ -90,3 +98,42 @@ def test_clipped_values_stay_in_range():
     images = torch.tensor([0.0, 0.5, 1.0]).expand(1, 3, 1, 3)
     bright = apply_gains(images, torch.full((1, 3), 1.5))
     torch.testing.assert_close(bright[0, 0, 0], torch.tensor([0.0, 0.75, 1.0]))
+
+
+@dataclass
+class _Measured:
+    """A source of points that are known."""
+
+    cloud: PointCloud
+
+    def estimate(self, scene: Scene) -> PointCloud:
+        return self.cloud
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_points_and_the_generators_photos_are_matched_and_training_s_are_not(
+    tmp_path, monkeypatch, is_on
+):
+    scene, cloud = _plane()
+    names = tuple(f"images/{name}.png" for name in scene.names)
+    for name, image in zip(names, scene.images, strict=True):
+        write_image(tmp_path / name, image)
+    write_transforms(tmp_path, scene.cameras, names)
+    moved = fit_similarity(scene.cameras).points(cloud)
+    monkeypatch.setitem(ESTIMATORS, "measured", lambda: _Measured(moved))
+    parser = FvgenDataParserConfig(data=tmp_path, estimator="measured", match_exposure=is_on)
+    data = FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+
+    camera, batch = data.next_train(0)
+    shot = scene.images[camera.metadata["cam_idx"]].permute(1, 2, 0)
+    torch.testing.assert_close(batch["image"] / 255, shot, atol=0.003, rtol=0)
+    gains = data.dataparser.gains
+    assert bool((gains != 1).any()) == is_on
+    matched = apply_gains(scene.images, gains)
+    torch.testing.assert_close(data.scene.images, matched, atol=0.005, rtol=0)
+    rgb = data.dataparser.points.rgb.view(3, 48, 64, 3).permute(0, 3, 1, 2)
+    torch.testing.assert_close(rgb, matched, atol=1e-5, rtol=0)
+    metadata = data.train_dataparser_outputs.metadata
+    torch.testing.assert_close(metadata["photo_brightness"], 1 / gains)
+    positions = data.scene.cameras.position
+    torch.testing.assert_close(metadata["photo_position"], positions, atol=1e-5, rtol=0)

@@ -42,6 +42,12 @@ class PretrainConfig:
     """Train at all noise levels with squared error; else only the answer to pure noise, with L1."""
     full_noise_share: float = 0.25
     """Share of the clips that see pure noise in diffusion training."""
+    time_shift: float = 1.0
+    """Above 1 the other times lie at higher noise: u becomes s u / (1 + (s - 1) u)."""
+    spread: float | None = None
+    """Standard deviation of what the answer to pure noise leaves open, in [-1, 1] units: squared
+    errors are weighted by `1 + (spread / sigma)^2`, so that all times count alike; none for
+    `1 / max(u, 0.2)^2`."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance; regression only, since it is no score matching."""
     perceptual_start: float = 0.5
@@ -166,14 +172,29 @@ class Pretraining:
         return self.config.perceptual_weight if late else 0.0
 
 
-def _noise_levels(
+def noise_levels(
     config: PretrainConfig, count: int, rng: torch.Generator, device: torch.device
-) -> Tensor:
+) -> Float[Tensor, "B"]:
+    """Draw noise levels in [0, 1] for some clips."""
     if not config.diffusion:
         return torch.ones(count, device=device)
     level = torch.rand(count, generator=rng, device=device)
+    level = config.time_shift * level / (1 + (config.time_shift - 1) * level)
     full = torch.rand(count, generator=rng, device=device) < config.full_noise_share
     return torch.where(full, torch.ones_like(level), level)
+
+
+def level_weight(config: PretrainConfig, level: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """Weights of squared errors at noise levels in [0, 1].
+
+    With `spread` s this is `1 / s^2 + 1 / sigma^2` times s^2, where `sigma = u / (1 - u)` is the
+    noise on what a frame shows: over the variance that is left to those who know both (the weight
+    of Karras et al., "Elucidating the Design Space", 2022). Levels below 0.05 count as 0.05.
+    """
+    if config.spread is None:
+        return level.clamp_min(0.2) ** -2
+    level = level.clamp_min(0.05)
+    return 1 + (config.spread * (1 - level) / level) ** 2
 
 
 @torch.no_grad()
@@ -259,12 +280,11 @@ def pretrain_loss(
 ) -> Float[Tensor, ""]:
     """Loss of one batch.
 
-    Diffusion: squared error of x0 divided by max(t, 0.2)^2, which is the velocity's error except
-    close to the data. Regression: L1 plus the weighted perceptual distance of some frames, where
-    something was rendered.
+    Diffusion: squared error of x0, weighted by `level_weight`. Regression: L1 plus the weighted
+    perceptual distance of some frames, where something was rendered.
     """
     device, count = batch.x0.device, batch.x0.shape[0]
-    level = _noise_levels(stage.config, count, rng, device)
+    level = noise_levels(stage.config, count, rng, device)
     t = level * (stage.schedule.num_timesteps - 1)
     eps = torch.randn(batch.x0.shape, generator=rng, device=device)
     x_t = stage.schedule.add_noise(batch.x0, eps, t)
@@ -273,7 +293,7 @@ def pretrain_loss(
     pred = stage.schedule.x0_from_output(output.float(), x_t, t)
     if stage.config.diffusion:
         error = ((pred - batch.x0) ** 2).mean(dim=(1, 2, 3, 4))
-        return (error / level.clamp_min(0.2) ** 2).mean()
+        return (error * level_weight(stage.config, level)).mean()
     loss = (pred - batch.x0).abs().mean()
     if perceptual_weight == 0:
         return loss

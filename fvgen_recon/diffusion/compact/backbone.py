@@ -55,12 +55,15 @@ class CompactBackbone(nn.Module):
     ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
         """Return x0 and, if asked for, features: bottleneck, then 1/8 and 1/4 of the encoder."""
         batch = x_t.shape[0]
-        emb = self._embed(t)
+        level = self._level(t)
+        emb = self.time(level)
         bottom, skip2, skip1 = self._encode(x_t, emb, condition)
         x = self.grow2(_run(self.up3, bottom, emb))
         x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
         x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
-        x0 = self.head(_run(self.up1, x, emb), _to_maps(condition.concat))
+        levels = level.repeat_interleave(x_t.shape[2])
+        maps = (_to_maps(condition.concat), _to_maps(x_t), levels)
+        x0 = self.head(_run(self.up1, x, emb), *maps)
         mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
         return _to_clips(x0, batch), mid
 
@@ -68,11 +71,11 @@ class CompactBackbone(nn.Module):
         self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
     ) -> tuple[Tensor, ...]:
         """Return the features of a call with `return_mid`, without what comes after them."""
-        maps = self._encode(x_t, self._embed(t), condition)
+        maps = self._encode(x_t, self.time(self._level(t)), condition)
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
-    def _embed(self, t: Tensor) -> Tensor:
-        return self.time(t.float() / (self.config.num_timesteps - 1))
+    def _level(self, t: Tensor) -> Tensor:
+        return t.float() / (self.config.num_timesteps - 1)
 
     def _encode(self, x_t: Tensor, emb: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """Return bottleneck and skips as maps."""

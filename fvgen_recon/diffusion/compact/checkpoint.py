@@ -7,7 +7,7 @@ Weights are kept in bfloat16, or in eight bits: each row of a matrix or kernel a
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -204,3 +204,20 @@ def load_compact(
         weights_hash=card.sha256,
     )
     return model, card
+
+
+def add_gate(backbone: CompactBackbone) -> CompactBackbone:
+    """Return the same weights in a network with a gate, to be trained.
+
+    What it answers to pure noise stays: the gate is closed there, and what it sees and says starts
+    at zero. At other times the answer changes at once. A network that has a gate is copied.
+    """
+    wider = CompactBackbone(replace(backbone.config, gate=True))
+    wider.to(next(backbone.parameters()))
+    state = backbone.state_dict()
+    with torch.no_grad():
+        for name, value in wider.state_dict().items():
+            value.zero_()
+            # What is new lies behind what there was, along every axis.
+            value[tuple(slice(size) for size in state[name].shape)] = state[name]
+    return wider

@@ -31,6 +31,9 @@ class CompactConfig:
     """Channels that the head unfolds to every pixel for its work at full resolution."""
     finish: int = 32
     """Channels of the head's convolutions at full resolution."""
+    gate: bool = False
+    """Whether the output keeps what the noisy frame shows already, each pixel as far as the network
+    knows less (`WienerGate`)."""
     num_timesteps: int = 1000
     """Noise times run from 0 to num_timesteps - 1."""
 

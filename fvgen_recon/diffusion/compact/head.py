@@ -1,4 +1,9 @@
-"""The output head: copy from the renders, a little beside the pixel if need be, and correct."""
+"""The output head: copy from the renders, a little beside the pixel if need be, and correct.
+
+With a gate the noisy frame comes in too, as far as it knows more than the renders.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +16,11 @@ from fvgen_recon.diffusion.compact.layer import ChannelNorm, start_at_zero
 _START_LOGITS = (2.0, 0.0, 0.0, -4.0)
 """Trusted points first, then the dense layers, the fill only where nothing else is known."""
 
+_START_DOUBT = 0.1
+"""Standard deviation of the error that an untrained gate expects, in [-1, 1] units."""
+_MAX_DOUBT = 2.5
+"""How far its logarithm may move."""
+
 
 class CopyHead(nn.Module):
     """Features to x0: softmax blend of the shifted renders plus a residual.
@@ -20,7 +30,7 @@ class CopyHead(nn.Module):
     then finished pixel by pixel, so that no pattern of patches shows in holes and edges stay
     sharp. At initialisation the output is the plain blend. The noisy frame is not among the
     sources: a fixed share of it would have to be cancelled exactly by the residual, which leaves
-    grain.
+    grain. With `config.gate` it comes in by `WienerGate`, at a share that falls to zero with noise.
     """
 
     def __init__(self, config: CompactConfig) -> None:
@@ -38,9 +48,13 @@ class CopyHead(nn.Module):
         self.finish = Finish(config)
 
     def forward(
-        self, features: Float[Tensor, "N C h w"], condition: Float[Tensor, "N Cc h w"]
+        self,
+        features: Float[Tensor, "N C h w"],
+        condition: Float[Tensor, "N Cc h w"],
+        x_t: Float[Tensor, "N Cz h w"],
+        level: Float[Tensor, "N"],
     ) -> Float[Tensor, "N Cz h w"]:
-        """Return x0 in float32."""
+        """Return x0 in float32; `level` is the share of noise in `x_t`, from 0 to 1."""
         patch = self.config.patch
         raw = self.conv(F.silu(self.norm(features)))
         unfolded, offsets = raw.split(self.splits, dim=1)
@@ -48,10 +62,16 @@ class CopyHead(nn.Module):
         planes = F.pixel_shuffle(condition[:, : 4 * NUM_SOURCES * patch**2].float(), patch)
         colors, masks = planes.split([3 * NUM_SOURCES, NUM_SOURCES], dim=1)
         colors, masks = self._shift(colors, masks, offsets.float())
-        logits, residual = self.finish(unfolded, colors, masks)
+        level = level[:, None, None, None]
+        noisy = F.pixel_shuffle(x_t.float(), patch)
+        finished = self.finish(unfolded, colors, masks, noisy, level)
+        logits, residual = finished[:, :NUM_SOURCES], finished[:, NUM_SOURCES : NUM_SOURCES + 3]
         weights = (logits + (masks + 1e-4).log()).softmax(dim=1).unsqueeze(2)
         blend = (weights * colors.unflatten(1, (NUM_SOURCES, 3))).sum(dim=1)
-        return F.pixel_unshuffle(blend + residual, patch)
+        x0 = blend + residual
+        if self.config.gate:
+            x0 = pass_gate(x0, noisy, level, finished[:, NUM_SOURCES + 3 :])
+        return F.pixel_unshuffle(x0, patch)
 
     def _shift(self, colors: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         num_frames, _, height, width = colors.shape
@@ -82,31 +102,69 @@ def _pixel_grid(height: int, width: int, device: torch.device) -> Float[Tensor, 
     return torch.stack([x, y], dim=-1)
 
 
+def pass_gate(
+    guess: Float[Tensor, "N 3 H W"],
+    noisy: Float[Tensor, "N 3 H W"],
+    level: Float[Tensor, "N 1 1 1"],
+    doubt: Float[Tensor, "N 1 H W"],
+) -> Float[Tensor, "N 3 H W"]:
+    """Mix a guess of x0 with what a noisy frame shows, as Wiener's filter does pixel by pixel.
+
+    On the path `x_t = (1 - u) x0 + u eps` the frame `x_t / (1 - u)` is x0 with noise of standard
+    deviation `sigma = u / (1 - u)`. If the guess is off by `s`, the best mix has the share
+    `s^2 / (s^2 + sigma^2)` of it: all of it without noise, nothing of it at u = 1. Written without
+    a division by 1 - u.
+
+    Args:
+        guess: x0 without the gate.
+        noisy: x_t.
+        level: u.
+        doubt: Logarithm of s, in units of its start; bounded here, so that s lies in 0.008 to 1.2.
+    """
+    log_s = math.log(_START_DOUBT) + _MAX_DOUBT * torch.tanh(doubt / _MAX_DOUBT)
+    variance = (2 * log_s).exp()
+    signal = 1 - level
+    factor = variance * signal / (variance * signal**2 + level**2)
+    return guess + factor * (noisy - signal * guess)
+
+
 class Finish(nn.Module):
-    """Weights of the renders and the residual at every pixel, from patches and renders."""
+    """What is decided at every pixel, from patches and renders.
+
+    Logits of the renders, the residual and, with a gate, the doubt about both; then the noisy frame
+    is seen too, shrunk as its noise grows, so that its grain can be taken away.
+    """
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
-        per_pixel = NUM_SOURCES + 3
-        self.first = nn.Conv2d(
-            per_pixel + config.detail + 4 * NUM_SOURCES, config.finish, 3, padding=1
-        )
+        self.has_gate = config.gate
+        per_pixel = NUM_SOURCES + 3 + config.gate
+        seen = NUM_SOURCES + 3 + config.detail + 4 * NUM_SOURCES + 4 * config.gate
+        self.first = nn.Conv2d(seen, config.finish, 3, padding=1)
         self.second = nn.Conv2d(config.finish, config.finish, 3, padding=1)
         self.last = nn.Conv2d(config.finish, per_pixel, 3, padding=1)
         start_at_zero(self.last)
         start = torch.tensor(_START_LOGITS)
-        self.start = nn.Parameter(torch.cat([start, torch.zeros(3)])[:, None, None])
+        rest = torch.zeros(per_pixel - NUM_SOURCES)
+        self.start = nn.Parameter(torch.cat([start, rest])[:, None, None])
 
     def forward(
         self,
         unfolded: Float[Tensor, "N U H W"],
         colors: Float[Tensor, "N C H W"],
         masks: Float[Tensor, "N M H W"],
-    ) -> tuple[Float[Tensor, "N M H W"], Float[Tensor, "N 3 H W"]]:
-        """Return logits of the renders and the residual, in float32."""
-        seen = torch.cat([unfolded, colors.to(unfolded.dtype), masks.to(unfolded.dtype)], dim=1)
-        x = F.silu(self.first(seen.contiguous(memory_format=torch.channels_last)))
-        x = self.last(F.silu(x + self.second(x)))
+        noisy: Float[Tensor, "N 3 H W"],
+        level: Float[Tensor, "N 1 1 1"],
+    ) -> Float[Tensor, "N P H W"]:
+        """Return logits of the renders, the residual and the doubt if there is a gate, float32."""
+        dtype = unfolded.dtype
+        seen = [unfolded, colors.to(dtype), masks.to(dtype)]
+        if self.has_gate:
+            signal = 1 - level
+            shrunk = noisy * (signal / (signal**2 + level**2))
+            seen += [shrunk.to(dtype), level.expand_as(masks[:, :1]).to(dtype)]
+        x = torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
+        x = F.silu(self.first(x))
+        x = self.last(F.silu(x + self.second(x))).float() + self.start.float()
         plain = unfolded[:, : NUM_SOURCES + 3].float()
-        both = plain + x.float() + self.start.float()
-        return both[:, :NUM_SOURCES], both[:, NUM_SOURCES:]
+        return torch.cat([x[:, : NUM_SOURCES + 3] + plain, x[:, NUM_SOURCES + 3 :]], dim=1)

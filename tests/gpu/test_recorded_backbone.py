@@ -14,7 +14,12 @@ from fvgen_recon.distill.recording import Recordings
 pytestmark = pytest.mark.gpu
 
 SMALL = CompactConfig(
-    widths=(32, 32, 48), num_blocks=(1, 1, 1), num_attention=1, head_dim=16, embedding=32
+    widths=(32, 32, 48),
+    num_blocks=(1, 1, 1),
+    num_attention=1,
+    head_dim=16,
+    embedding=32,
+    gate=True,
 )
 
 

@@ -30,10 +30,10 @@ def _column(*levels: float) -> torch.Tensor:
 
 def test_mix_against_wieners_formula(rng):
     guess, noisy = torch.randn(2, 3, 3, 4, 5, generator=rng)
-    doubt = torch.randn(3, 1, 4, 5, generator=rng)
+    doubt = 0.2 * torch.randn(3, 1, 4, 5, generator=rng)
     level = _column(0.05, 0.5, 0.9)
     got = pass_gate(guess, noisy, level, doubt)
-    s = 0.1 * torch.exp(2.5 * torch.tanh(doubt / 2.5))
+    s = 0.03 * torch.exp(3.4 * torch.tanh(8 * doubt / 3.4))
     sigma = level / (1 - level)
     share = s**2 / (s**2 + sigma**2)
     wanted = share * noisy / (1 - level) + (1 - share) * guess
@@ -59,15 +59,15 @@ def test_gradients_are_finite_at_the_ends(rng, level):
         assert bool(tensor.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("level", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("level", [0.02, 0.03, 0.05])
 def test_an_honest_doubt_beats_the_guess_and_the_frame(rng, level):
     x0 = torch.rand(1, 3, 64, 64, generator=rng) * 2 - 1
-    guess = x0 + 0.1 * torch.randn(x0.shape, generator=rng)  # off by what a doubt of 0 says
+    guess = x0 + 0.03 * torch.randn(x0.shape, generator=rng)  # off by what a doubt of 0 says
     noisy = (1 - level) * x0 + level * torch.randn(x0.shape, generator=rng)
     mixed = pass_gate(guess, noisy, _column(level), torch.zeros(1, 1, 64, 64))
-    variance = 1 / (1 / 0.1**2 + ((1 - level) / level) ** 2)
+    variance = 1 / (1 / 0.03**2 + ((1 - level) / level) ** 2)
     assert float((mixed - x0).square().mean()) == pytest.approx(variance, rel=0.05)
-    assert variance < min(0.1**2, (level / (1 - level)) ** 2)
+    assert variance < min(0.03**2, (level / (1 - level)) ** 2)
 
 
 def test_a_network_with_a_gate_gives_back_a_frame_without_noise():
@@ -85,7 +85,10 @@ def test_every_clip_has_a_time_of_its_own():
         both, _ = backbone(x, t, condition)
         for i in range(2):
             alone, _ = backbone(x[i : i + 1], t[i : i + 1], condition[i : i + 1])
-            torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+            # An untrained gate is steep: it makes more of what two layouts of a batch round apart.
+            torch.testing.assert_close(both[i : i + 1], alone, atol=2e-4, rtol=1e-3)
+        other, _ = backbone(x[:1], t[1:], condition[:1])
+    assert (other - both[:1]).abs().max() > 0.1
 
 
 def test_every_weight_of_a_gated_network_is_trained():

@@ -151,7 +151,7 @@ def run_task(task: Task) -> dict[str, Any]:
     """Train and score one trial; what went wrong is part of the answer."""
     try:
         return {**task.key, **_train_and_score(task)}
-    except Exception as error:  # One broken variant must not take the others with it.
+    except (Exception, SystemExit) as error:  # One broken variant must not take the others along.
         traceback.print_exc()
         return {**task.key, "failure": f"{type(error).__name__}: {error}"}
 

@@ -8,7 +8,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import CompactCard, load_compact, save_compact
+from fvgen_recon.diffusion.compact.checkpoint import (
+    CompactCard,
+    add_gate,
+    load_compact,
+    save_compact,
+)
 from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.discriminator import ClipDiscriminator
@@ -97,6 +102,7 @@ def make_cast(
     teacher: Path | None,
     device: torch.device,
     seed: int,
+    gated: bool = False,
     is_compiled: bool = False,
     is_recorded: bool = False,
 ) -> Cast:
@@ -108,6 +114,7 @@ def make_cast(
         teacher: Folder of the teacher's; that of `init` by default.
         device: Where to put them.
         seed: Seed of new weights.
+        gated: Give kept networks without a gate a new one, for stages that train it.
         is_compiled: Compile the blocks.
         is_recorded: Replay CUDA graphs; for a GPU only.
 
@@ -115,8 +122,8 @@ def make_cast(
         WeightsError: A folder is incomplete or damaged, or the two differ in shape.
     """
     torch.manual_seed(seed)
-    model = CompactBackbone(config) if init is None else _load(init)
-    expert = _twin(model) if teacher is None else _load(teacher)
+    model = CompactBackbone(config) if init is None else _load(init, gated)
+    expert = _twin(model) if teacher is None else _load(teacher, gated)
     if expert.config != model.config:
         raise WeightsError(
             f"Student and teacher must have one shape: {init} has {model.config} and {teacher} "
@@ -147,10 +154,10 @@ def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool
         Recordings().record(backbone, through=True)
 
 
-def _load(folder: Path) -> CompactBackbone:
+def _load(folder: Path, gated: bool) -> CompactBackbone:
     backbone = load_compact(folder)[0].backbone
     assert isinstance(backbone, CompactBackbone)
-    return backbone
+    return add_gate(backbone) if gated and not backbone.config.gate else backbone
 
 
 def _twin(backbone: CompactBackbone) -> CompactBackbone:

@@ -85,3 +85,19 @@ def test_the_distance_of_latents_is_that_of_their_frames(cast):
     fake = codec.encode(torch.full((1, 2, 3, 16, 16), 0.75))
     assert torch.isclose(distance(fake, real), torch.tensor(0.25))
     assert float(distance(real, real)) == 0.0
+
+
+def test_a_gate_is_added_only_where_it_is_asked_for(cast, tmp_path):
+    cast.save(tmp_path / "teacher", role="teacher", num_steps=50, sampler="ode")
+    folder = tmp_path / "teacher"
+    plain, gated = (
+        make_cast(CONFIG, init=folder, teacher=None, device=CPU, seed=0, gated=g)
+        for g in (False, True)
+    )
+    for part in ("model", "ema", "teacher"):
+        assert not getattr(plain, part).config.gate
+        assert getattr(gated, part).config.gate
+    key = "head.finish.last.weight"
+    kept = cast.ema.state_dict()[key]
+    assert torch.equal(gated.model.state_dict()[key][: len(kept)], kept)
+    assert not gated.model.state_dict()[key][len(kept) :].any()

@@ -11,6 +11,8 @@ from fvgen_recon.distill.pretrain import (
     PretrainConfig,
     Pretraining,
     TrainBatch,
+    level_weight,
+    noise_levels,
     plain_sources,
     prepare_batch,
     pretrain,
@@ -119,3 +121,27 @@ def test_the_rate_rises_and_falls():
     assert rates[0] == pytest.approx(0.5 * rates[1])
     assert rates[1] == pytest.approx(3e-3)
     assert rates[1] > rates[2] > rates[3] > 0
+
+
+def test_errors_count_as_much_at_every_time():
+    config = PretrainConfig(name="test", seconds=1.0, diffusion=True, spread=0.16)
+    level = torch.tensor([1.0, 0.5, 0.2, 0.05])
+    sigma = level / (1 - level)
+    left = 1 / (1 / 0.16**2 + 1 / sigma**2)  # of a guess off by 0.16 and a frame off by sigma
+    torch.testing.assert_close(level_weight(config, level) * left, torch.full((4,), 0.16**2))
+    assert torch.equal(level_weight(config, level[3:]), level_weight(config, torch.zeros(1)))
+    before = level_weight(replace(config, spread=None), level)
+    torch.testing.assert_close(before, torch.tensor([1.0, 4.0, 25.0, 25.0]))
+
+
+def test_a_shift_moves_times_to_higher_noise():
+    config = PretrainConfig(name="test", seconds=1.0, diffusion=True, full_noise_share=0.0)
+
+    def draw(config: PretrainConfig) -> torch.Tensor:
+        return noise_levels(config, 4000, torch.Generator().manual_seed(0), CPU)
+
+    plain, shifted = draw(config), draw(replace(config, time_shift=3.0))
+    ratio = (shifted / (1 - shifted)) / (plain / (1 - plain))
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 3.0), rtol=1e-2, atol=0)
+    pure = draw(replace(config, time_shift=3.0, full_noise_share=0.25)) == 1
+    assert float(pure.float().mean()) == pytest.approx(0.25, abs=0.03)

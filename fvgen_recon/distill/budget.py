@@ -142,7 +142,9 @@ class _Loop:
     def batch(self) -> TrainingBatch:
         """Draw clips, prepared."""
         ready = prepare_batch(self.bank.draw(self.config.batch_size), self.codec, self.local)
-        return TrainingBatch(x0=ready.x0, condition=ready.condition)
+        unseen = self.codec.unseen(ready.condition)
+        latent = self.codec.encode(unseen.float().expand(-1, -1, 3, -1, -1)) > 0
+        return TrainingBatch(x0=ready.x0, condition=ready.condition, unseen=latent)
 
     def set_rates(self, share: float) -> None:
         """Let the learning rates fall."""

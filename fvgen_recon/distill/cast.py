@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import (
     CompactCard,
@@ -177,14 +178,18 @@ def _read_disc(path: Path, disc: ClipDiscriminator) -> dict[str, Tensor]:
 def _latent_distance(
     codec: CompactCodec, perceptual: Perceptual, device: torch.device, seed: int
 ) -> LatentDistance:
-    """Perceptual distance of some random frames of a batch of latents."""
+    """Perceptual distance of some random frames of a batch of latents, where a render hit anything.
+
+    Detail where nothing was seen cannot be right; asked for it, a network paints a pattern.
+    """
     rng = torch.Generator(device).manual_seed(seed)
 
-    def distance(fake: Tensor, real: Tensor) -> Tensor:
+    def distance(fake: Tensor, real: Tensor, condition: Condition) -> Tensor:
         count = fake.shape[0] * fake.shape[2]
         size = (min(_PERCEPTUAL_FRAMES, count),)
         frames = torch.randint(count, size, generator=rng, device=device)
         shown, wanted = (codec.decode(z).flatten(0, 1)[frames] for z in (fake, real))
-        return perceptual(shown, wanted).mean()
+        unseen = codec.unseen(condition).flatten(0, 1)[frames]
+        return perceptual(torch.where(unseen, wanted, shown), wanted).mean()
 
     return distance

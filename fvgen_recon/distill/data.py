@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +30,8 @@ class TrainingBatch:
     """Their renders and tokens."""
     ode_states: Float[Tensor, "B S C T h w"] | None = None
     """The teacher's deterministic path at the student's times, then its end; for `ode_step`."""
+    unseen: Bool[Tensor, "B C T h w"] | None = None
+    """Latent values that the renders say nothing about: nobody judges them; none where all are."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -41,6 +43,7 @@ class TrainingBatch:
             x0=self.x0[index],
             condition=self.condition[index],
             ode_states=None if self.ode_states is None else self.ode_states[index],
+            unseen=None if self.unseen is None else self.unseen[index],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TrainingBatch":
@@ -50,7 +53,12 @@ class TrainingBatch:
             x0=self.x0.to(device, dtype),
             condition=self.condition.to(device, dtype),
             ode_states=states,
+            unseen=None if self.unseen is None else self.unseen.to(device),
         )
+
+    def judged(self, fake: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h w"]:
+        """Return generated clips with the real ones where nothing was seen: no gradient there."""
+        return fake if self.unseen is None else torch.where(self.unseen, self.x0, fake)
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.discriminator import ClipDiscriminator
 from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.distill.calibration import BinnedAccuracy
@@ -18,8 +19,9 @@ Turn = Literal["student", "judges"]
 
 TrainedRole = Literal["student", "critic", "disc"]
 
-LatentDistance = Callable[[Tensor, Tensor], Tensor]
-"""A perceptual distance of latents to real ones, [B C T h w] twice to a scalar, with gradient."""
+LatentDistance = Callable[[Tensor, Tensor, Condition], Tensor]
+"""A perceptual distance of latents to real ones, [B C T h w] twice to a scalar, with gradient; the
+condition tells where there is anything to compare."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,7 @@ def gan_init_step(
     if turn == "student":
         fake = student_sample(roles, batch, rng, settings.rollout)
         logit = _student_logit(roles, batch, rng, fake, settings.noise)
-        loss = gan_student_loss(logit) + _anchor_loss(roles, fake, batch.x0, settings.anchor)
+        loss = gan_student_loss(logit) + _anchor_loss(roles, fake, batch, settings.anchor)
         return RoleLosses(student=loss), StepReport(scalars={"logit/fake": logit.detach().mean()})
     with torch.no_grad():
         fake = student_sample(roles, batch, rng, settings.rollout)
@@ -153,7 +153,7 @@ def regression_step(
     t = torch.full((len(batch),), roles.schedule.num_timesteps - 1, device=x0.device)
     x_t = roles.schedule.add_noise(x0, rng.normal(x0), t)
     prediction = predict_x0(roles.student, roles.schedule, x_t, t, batch.condition)
-    loss = _anchor_loss(roles, prediction, x0, settings.anchor)
+    loss = _anchor_loss(roles, prediction, batch, settings.anchor)
     return RoleLosses(student=loss), StepReport()
 
 
@@ -176,6 +176,8 @@ def _dmd_student(
         gradient = matching_gradient(
             fake, x0_teacher, x0_critic, weight, normalise=settings.normalise
         )
+        if batch.unseen is not None:
+            gradient = gradient.masked_fill(batch.unseen, 0)
     loss = pseudo_target_loss(fake, gradient)
     spread = weight_statistics(weight)
     scalars = {
@@ -190,7 +192,7 @@ def _dmd_student(
         logit = _student_logit(roles, batch, rng, fake, settings.noise, settings.disc_on)
         loss = loss + settings.gan_weight * gan_student_loss(logit)
         scalars["logit/fake"] = logit.detach().mean()
-    loss = loss + _anchor_loss(roles, fake, batch.x0, settings.anchor)
+    loss = loss + _anchor_loss(roles, fake, batch, settings.anchor)
     return RoleLosses(student=loss), StepReport(scalars=scalars)
 
 
@@ -285,7 +287,7 @@ def _noised_pair(
     roles: Roles, batch: TrainingBatch, fake: Tensor, rng: StepRng, noise: NoiseRange
 ) -> tuple[Int[Tensor, "B"], Tensor]:
     t, eps = noise.draw(rng, roles.schedule, fake), rng.normal(fake)
-    pair = [roles.schedule.add_noise(x, eps, t) for x in (batch.x0, fake)]
+    pair = [roles.schedule.add_noise(x, eps, t) for x in (batch.x0, batch.judged(fake))]
     return t, torch.cat(pair)
 
 
@@ -323,19 +325,19 @@ def _student_logit(
 ) -> Float[Tensor, "B"]:
     """Logits of the noised sample, with gradient to the sample only."""
     t, eps = noise.draw(rng, roles.schedule, fake), rng.normal(fake)
-    x_t = roles.schedule.add_noise(fake, eps, t)
+    x_t = roles.schedule.add_noise(batch.judged(fake), eps, t)
     network = roles.need_teacher() if disc_on == "teacher" else roles.need_critic()
     return roles.frozen_logit(mid_features(network, x_t, t, batch.condition))
 
 
 def _anchor_loss(
-    roles: Roles, x0: Tensor, real: Tensor, anchor: AnchorSettings
+    roles: Roles, x0: Tensor, batch: TrainingBatch, anchor: AnchorSettings
 ) -> Float[Tensor, ""]:
     loss = x0.new_zeros(())
     if anchor.l1 > 0:
-        loss = loss + anchor.l1 * (x0 - real).abs().mean()
+        loss = loss + anchor.l1 * (x0 - batch.x0).abs().mean()
     if anchor.perceptual > 0:
         if roles.perceptual is None:
             raise InputError("A perceptual weight is set but no perceptual distance was given.")
-        loss = loss + anchor.perceptual * roles.perceptual(x0, real)
+        loss = loss + anchor.perceptual * roles.perceptual(x0, batch.x0, batch.condition)
     return loss

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fvgen_recon.diffusion.backbone import Condition
-from fvgen_recon.diffusion.compact.config import CompactConfig
+from fvgen_recon.diffusion.compact.config import NUM_SOURCES, CompactConfig
 from fvgen_recon.diffusion.compact.fill import push_pull
 from fvgen_recon.errors import InputError
 from fvgen_recon.types import Guidance
@@ -146,6 +146,13 @@ class CompactCodec:
         concat = torch.cat([_shuffle(planes, self.config.patch), self._place(sources)], dim=1)
         context = concat.new_zeros(concat.shape[0], 0, 1)
         return Condition(concat=concat, context=context, null_context=context)
+
+    def unseen(self, condition: Condition) -> Bool[Tensor, "B T 1 H W"]:
+        """Return where no render hit anything, read back from the condition."""
+        area = self.config.patch**2
+        masks = condition.concat[:, 3 * NUM_SOURCES * area : (4 * NUM_SOURCES - 1) * area]
+        planes = F.pixel_shuffle(masks.transpose(1, 2), self.config.patch)
+        return (planes < 0.5).all(dim=2, keepdim=True)
 
     def _place(self, sources: Sources) -> Tensor:
         batch, num_frames, _, height, width = sources.frames.shape

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from unit.distill.compact_bank import CONFIG, CPU, squared_distance
+from unit.distill.compact_bank import CONFIG, CPU, make_clips, squared_distance
 
+from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.distill.cast import make_cast
+from fvgen_recon.distill.pretrain import prepare_batch
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.recipes.compact import distillation_stages
 
@@ -83,8 +85,23 @@ def test_the_distance_of_latents_is_that_of_their_frames(cast):
     distance = cast.roles(STAGES["gan"], codec, squared_distance, seed=0).perceptual
     real = codec.encode(torch.full((1, 2, 3, 16, 16), 0.25))
     fake = codec.encode(torch.full((1, 2, 3, 16, 16), 0.75))
-    assert torch.isclose(distance(fake, real), torch.tensor(0.25))
-    assert float(distance(real, real)) == 0.0
+    everywhere = Condition(
+        concat=torch.ones(1, CONFIG.condition_channels, 2, 4, 4),
+        context=torch.zeros(1, 0, 1),
+        null_context=torch.zeros(1, 0, 1),
+    )
+    assert torch.isclose(distance(fake, real, everywhere), torch.tensor(0.25))
+    assert float(distance(real, real, everywhere)) == 0.0
+
+
+def test_the_perceptual_distance_leaves_out_what_was_not_seen(cast):
+    codec = CompactCodec(config=CONFIG)
+    batch = prepare_batch(make_clips(), codec, None)
+    roles = cast.roles(STAGES["gan"], codec, squared_distance, seed=0)
+    blind = torch.where(batch.unseen, torch.rand(batch.target.shape), batch.target)
+    assert float(roles.perceptual(codec.encode(blind), batch.x0, batch.condition)) < 1e-9
+    wrong = codec.encode(1 - batch.target)
+    assert float(roles.perceptual(wrong, batch.x0, batch.condition)) > 1e-3
 
 
 def test_a_gate_is_added_only_where_it_is_asked_for(cast, tmp_path):

@@ -123,6 +123,15 @@ def test_the_rate_rises_and_falls():
     assert rates[1] > rates[2] > rates[3] > 0
 
 
+def test_a_condition_remembers_where_nothing_was_seen():
+    codec = CompactCodec(config=CONFIG)
+    for rng in (None, torch.Generator().manual_seed(1)):
+        batch = prepare_batch(make_clips(), codec, rng)
+        assert batch.unseen.any()
+        assert not batch.unseen.all()
+        assert torch.equal(codec.unseen(batch.condition), batch.unseen)
+
+
 def test_errors_count_as_much_at_every_time():
     config = PretrainConfig(name="test", seconds=1.0, diffusion=True, spread=0.16)
     level = torch.tensor([1.0, 0.5, 0.2, 0.05])

@@ -370,9 +370,49 @@ def test_anchor_pulls_to_the_real_clip() -> None:
     perceptual = GanSettings(anchor=AnchorSettings(perceptual=1.0))
     with pytest.raises(InputError, match="no perceptual distance"):
         gan_init_step(roles, batch, seeded(), perceptual, "student")
-    with_distance = dataclasses.replace(roles, perceptual=lambda a, b: (a - b).square().sum())
+    with_distance = dataclasses.replace(roles, perceptual=lambda a, b, _: (a - b).square().sum())
     best, _ = gan_init_step(with_distance, batch, seeded(), perceptual, "student")
     assert float(best.total()) > float(plain.total())
+
+
+@pytest.mark.parametrize("stage", ["gan", "dmd"])
+def test_nobody_judges_what_was_not_seen(stage: str) -> None:
+    roles, plain = tiny_roles(), tiny_batch()
+    unseen = torch.zeros_like(plain.x0, dtype=torch.bool)
+    unseen[..., 3:] = True
+    reached = {}
+    for name, batch in (("all", plain), ("seen", dataclasses.replace(plain, unseen=unseen))):
+        sample = 0.3 * torch.randn(plain.x0.shape, generator=torch.Generator().manual_seed(1))
+        student = _Constant(sample.requires_grad_())
+        acting = dataclasses.replace(roles, student=student)
+        if stage == "gan":
+            losses, _ = gan_init_step(acting, batch, seeded(), GanSettings(), "student")
+        else:
+            losses, _ = dmd_step(acting, batch, seeded(), DmdSettings(guidance=PLAIN), "student")
+        losses.total().backward()
+        reached[name] = sample.grad
+    assert reached["seen"][unseen].abs().max() == 0 < reached["seen"][~unseen].abs().max()
+    assert reached["all"][unseen].abs().max() > 0
+
+
+def test_the_judges_see_real_clips_where_nothing_was_seen() -> None:
+    roles, batch = tiny_roles(), tiny_batch()
+    blind = dataclasses.replace(batch, unseen=torch.ones_like(batch.x0, dtype=torch.bool))
+    _, report = gan_init_step(roles, blind, seeded(), GanSettings(), "judges")
+    assert float(report.scalars["logit/real"]) == float(report.scalars["logit/fake"])
+    _, report = gan_init_step(roles, batch, seeded(), GanSettings(), "judges")
+    assert float(report.scalars["logit/real"]) != float(report.scalars["logit/fake"])
+
+
+class _Constant(nn.Module):
+    """Always gives the same clip."""
+
+    def __init__(self, clip: torch.Tensor) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, x_t, t, condition, *, return_mid=False):
+        return self.clip + 0 * x_t, ()
 
 
 def test_missing_roles_and_contradictions_are_told() -> None:

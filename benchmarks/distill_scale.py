@@ -12,6 +12,7 @@ of these.
 """
 
 import gc
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,19 @@ class MeasuredTrainer(Trainer):
         return super().save()
 
 
+class Fallbacks(logging.Handler):
+    """Keeps what fell back to a slower way, so that no number passes for the fast one's."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning and show it."""
+        self.messages.append(record.getMessage())
+        print(self.messages[-1], flush=True)
+
+
 @dataclass
 class Measurement:
     """Runs the trainer an iteration at a time and keeps what it cost."""
@@ -119,6 +133,8 @@ class Measurement:
         start = time.perf_counter()
         device, options = self.processes.device, self.options
         self.numbers = LastNumbers()
+        fallbacks = Fallbacks()
+        logging.getLogger("fvgen_recon.distill").addHandler(fallbacks)
         self.settings = train_settings(options)
         self.trainer = MeasuredTrainer(
             self.settings,
@@ -140,6 +156,7 @@ class Measurement:
             "parameters": sum(p.numel() for p in student.parameters()),
             "build_s": time.perf_counter() - start,
             "built_gib": self.peak(),
+            "fallbacks": fallbacks.messages,
             "stages": {},
         }
         self.keep()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from machine import describe_machine, plain_path
@@ -89,6 +89,9 @@ class Options:
     """Updates of the judges before each of the student, instead of the recipe's."""
     batch_size: int | None = None
     """Clips an update, instead of the recipe's."""
+    gradient: Literal["one_step", "all_steps"] | None = None
+    """What of the student is trained at a time, instead of the recipe's: one random step, or all
+    steps through its final sample."""
     max_clips: int | None = None
     """Clips of the bank that each process keeps on its GPU; none for all."""
     teacher_steps: tuple[int, ...] = (1, 4, 8, 50)
@@ -184,6 +187,7 @@ def chain(options: Options, recipe: str, seed: int) -> list[Leg]:
                 warmup_turns=options.warmup_turns,
                 judge_turns=options.judge_turns,
                 batch_size=options.batch_size,
+                gradient=options.gradient,
                 max_clips=options.max_clips,
                 record=options.record,
             )

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, DistilProgress, distil
 from fvgen_recon.distill.cast import Cast, make_cast
 from fvgen_recon.distill.clip import ClipBank
+from fvgen_recon.distill.config import OdeSettings
 from fvgen_recon.distill.pretrain import plain_sources
 from fvgen_recon.distill.recording import Recordings
 from fvgen_recon.errors import FvgenError, InputError
@@ -80,6 +81,8 @@ class Leg:
     """Updates of the judges before each further one of the student, instead of the recipe's."""
     batch_size: int | None = None
     """Clips an update, instead of the recipe's."""
+    gradient: Literal["one_step", "all_steps"] | None = None
+    """What of the student is trained at a time, instead of the recipe's."""
     max_clips: int | None = None
     """Clips of the bank that are read; none for all."""
     num_steps: tuple[int, ...] = (4, 2, 1)
@@ -99,12 +102,16 @@ def stage_config(leg: Leg, recipe: CompactRecipe) -> DistilConfig:
     stages = {s.name: s for s in recipe.stages if isinstance(s, DistilConfig)}
     if leg.stage not in stages:
         raise InputError(f"A stage out of {', '.join(stages)} was expected: {leg.stage} came.")
-    changes = {
+    changes: dict[str, Any] = {
         name: getattr(leg, name)
         for name in ("warmup_turns", "judge_turns", "batch_size")
         if getattr(leg, name) is not None
     }
-    return replace(stages[leg.stage], max_steps=leg.updates, seconds=leg.seconds, **changes)
+    stage = stages[leg.stage]
+    if leg.gradient is not None and not isinstance(stage.settings, OdeSettings):
+        rollout = replace(stage.settings.rollout, gradient=leg.gradient)
+        changes["settings"] = replace(stage.settings, rollout=rollout)
+    return replace(stage, max_steps=leg.updates, seconds=leg.seconds, **changes)
 
 
 def read_clips(folder: Path, device: torch.device, seed: int, max_clips: int | None) -> ClipBank:

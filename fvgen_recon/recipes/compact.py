@@ -57,6 +57,11 @@ class CompactRecipe:
 _TEACHER = PretrainConfig(
     name="teacher", seconds=60.0, learning_rate=3e-4, diffusion=True, spread=0.16, time_shift=1.5
 )
+_FIRM_TEACHER = replace(_TEACHER, name="teacher-firm", own_share=0.3)
+_SHARP_TEACHER = replace(
+    _FIRM_TEACHER, name="teacher-sharp", perceptual_weight=0.15, perceptual_start=0.0
+)
+_TEACHERS = (_TEACHER, _FIRM_TEACHER, _SHARP_TEACHER)
 _ANCHOR = AnchorSettings(l1=20.0, perceptual=8.0)
 _LOOSE_ANCHOR = AnchorSettings(l1=5.0, perceptual=2.0)
 # The matching gradient is normalised to about 1 a value, where L1 alone has 20 in the anchor above.
@@ -120,7 +125,7 @@ def full() -> CompactRecipe:
             PretrainConfig(
                 name="regression", seconds=160.0, perceptual_weight=0.5, perceptual_start=0.3
             ),
-            replace(_TEACHER, seconds=220.0),
+            *(replace(stage, seconds=220.0) for stage in _TEACHERS),
             *distillation_stages(),
         ),
         teacher_steps=(1, 4, 8, 50),
@@ -152,7 +157,7 @@ def debug() -> CompactRecipe:
             PretrainConfig(
                 name="regression", seconds=60.0, max_steps=6, batch_size=2, perceptual_weight=0.3
             ),
-            replace(_TEACHER, seconds=60.0, max_steps=6, batch_size=2),
+            *(replace(stage, seconds=60.0, max_steps=6, batch_size=4) for stage in _TEACHERS),
             *(
                 replace(stage, max_steps=3, batch_size=2, warmup_turns=2)
                 for stage in distillation_stages()

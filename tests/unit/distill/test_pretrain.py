@@ -17,6 +17,7 @@ from fvgen_recon.distill.pretrain import (
     prepare_batch,
     pretrain,
     pretrain_loss,
+    with_own_answers,
 )
 from fvgen_recon.errors import TrainingError
 
@@ -154,3 +155,31 @@ def test_a_shift_moves_times_to_higher_noise():
     torch.testing.assert_close(ratio, torch.full_like(ratio, 3.0), rtol=1e-2, atol=0)
     pure = draw(replace(config, time_shift=3.0, full_noise_share=0.25)) == 1
     assert float(pure.float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_share_of_the_clips_starts_from_the_models_own_answers():
+    stage = _stage(diffusion=True, own_share=0.5)
+    cast = make_cast(CONFIG, init=None, teacher=None, device=CPU, seed=0)
+    with torch.no_grad():  # As made, its answer does not depend on the noise.
+        for parameter in cast.model.parameters():
+            parameter.add_(0.05)
+    batch = prepare_batch(make_clips(), stage.codec, None)
+    rng = torch.Generator().manual_seed(1)
+    eps = torch.randn(batch.x0.shape, generator=rng)
+    clean = with_own_answers(cast.model, batch, stage, eps, rng)
+    t = torch.full((4,), float(CONFIG.num_timesteps - 1))
+    with torch.no_grad():
+        answer = cast.model(eps, t, batch.condition)[0]
+    # The first answers the noise that is added, the second another; the others are photos.
+    assert torch.allclose(clean[0], answer[0], atol=1e-5)
+    assert not torch.allclose(clean[1], answer[1], atol=1e-5)
+    assert not torch.equal(clean[1], batch.x0[1])
+    assert torch.equal(clean[2:], batch.x0[2:])
+    assert not clean.requires_grad
+
+
+def test_regression_answers_pure_noise_only():
+    stage = _stage(own_share=0.5)
+    batch = prepare_batch(make_clips(), stage.codec, None)
+    rng = torch.Generator()
+    assert with_own_answers(torch.nn.Identity(), batch, stage, batch.x0, rng) is batch.x0

@@ -81,9 +81,9 @@ def sample_maps(
     values: Float[Tensor, "P C H W"], uv: Float[Tensor, "P H2 W2 2"], mode: str = "bilinear"
 ) -> Float[Tensor, "P C H2 W2"]:
     """Read each map at its own image points in pixels (edges repeat outside)."""
-    # Filled in place: a copy from the host would make a GPU wait.
+    # Filled in place: a copy from the host, as `scale[1] = ...` makes one, would make a GPU wait.
     scale = uv.new_full((2,), 2 / values.shape[-1])
-    scale[1] = 2 / values.shape[-2]
+    scale[1:] = 2 / values.shape[-2]
     # Far outside points would overflow the sampler's integer coordinates.
     grid = (uv * scale - 1).clamp(-3, 3)
     return F.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -13,6 +13,7 @@ from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
 from fvgen_nerfstudio.method import fvgen_splat_cpu
 from fvgen_nerfstudio.model import FvgenModelConfig
 from fvgen_nerfstudio.pipeline import FvgenPipeline, FvgenPipelineConfig
+from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings
 from fvgen_nerfstudio.trainer import FvgenTrainerConfig
 from fvgen_recon.io.image import write_image
@@ -46,16 +47,25 @@ def write_room(folder: Path) -> None:
 
 
 def open_pipeline(
-    room: Path, *, ensemble: tuple[str, ...] = (), strategy: Strategy = "default", **settings
+    room: Path,
+    *,
+    ensemble: tuple[str, ...] = (),
+    strategy: Strategy = "default",
+    estimator: str = "random",
+    refine: RefineSettings | None = None,
+    **settings,
 ) -> FvgenPipeline:
     torch.manual_seed(0)
-    parser = FvgenDataParserConfig(data=room, estimator="random", num_points=300, ensemble=ensemble)
+    parser = FvgenDataParserConfig(
+        data=room, estimator=estimator, num_points=300, ensemble=ensemble
+    )
     config = FvgenPipelineConfig(
         datamanager=FvgenDatamanagerConfig(dataparser=parser),
         model=FvgenModelConfig(
             sh_degree=0, num_downscales=0, background_color="black", strategy=strategy
         ),
         densify=DensifySettings(long_side=48, num_frames=4, **settings),
+        refine=refine or RefineSettings(),
     )
     pipeline = config.setup(device="cpu")
     assert isinstance(pipeline, FvgenPipeline)

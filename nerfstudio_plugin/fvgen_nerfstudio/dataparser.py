@@ -133,7 +133,7 @@ class FvgenDataParser(DataParser):
         from fvgen_nerfstudio.exposure import estimate_gains
 
         config = self.config
-        if not (config.match_exposure and config.with_points):
+        if not config.match_exposure:
             return torch.ones(len(self.source.split.inputs), 3)
         small = self.source.small_scene(config.estimator_long_side)
         return estimate_gains(small.images, small.cameras, self._points_as_shot)
@@ -141,9 +141,18 @@ class FvgenDataParser(DataParser):
     @cached_property
     def scene(self) -> Scene:
         """The input views at one brightness."""
+        return self._matched(self.source.scene)
+
+    def scene_at(self, long_side: int) -> Scene:
+        """Return the input views at one brightness, with a longer side of at most so many pixels.
+
+        That may be larger than the size that is trained on.
+        """
+        return self._matched(self.source.small_scene(long_side))
+
+    def _matched(self, scene: Scene) -> Scene:
         from fvgen_nerfstudio.exposure import apply_gains
 
-        scene = self.source.scene
         return replace(scene, images=apply_gains(scene.images, self.gains))
 
     @cached_property

@@ -20,6 +20,7 @@ from fvgen_nerfstudio.camera import to_nerfstudio
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.generation import make_config, run_round
 from fvgen_nerfstudio.pipeline import FvgenPipeline, FvgenPipelineConfig
+from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.stretch import stretch_model
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.evaluation.metric import psnr
@@ -118,6 +119,7 @@ class Judge:
             num_points=min(data.dataparser.num_points, settings.gate_points),
         )
         config.densify = replace(settings, generator="none", bank=None)
+        config.refine = RefineSettings()  # A frame in every render would hide what training did.
         stretch_model(config.model, settings.gate_steps / self.num_steps)
         torch.manual_seed(place)
         return config.setup(device=self.device)

@@ -23,6 +23,7 @@ from fvgen_nerfstudio.graph import Replayed
 from fvgen_nerfstudio.growth import make_strategy
 from fvgen_nerfstudio.loss import frame_loss, photo_loss
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
+from fvgen_nerfstudio.refinement import RefinableModel
 from fvgen_nerfstudio.regularizer import (
     disparity_loss,
     drop_opacities,
@@ -42,7 +43,7 @@ _SHAPE_EVERY = 10  # Steps between two looks at shapes, as in splatfacto.
 _NEAR, _FAR = 0.01, 1e10
 
 
-class FvgenModel(SplatfactoModel):
+class FvgenModel(RefinableModel):
     """A `SplatfactoModel` (viewer and exporter ask for one) that runs without CUDA."""
 
     config: FvgenModelConfig
@@ -224,8 +225,7 @@ class FvgenModel(SplatfactoModel):
         else:
             rgb = colors[..., :3] + (1 - alpha) * background
         rgb = self.exposure(rgb, camera).clamp(0.0, 1.0)
-        size = rgb.shape[1:3]
-        metadata = camera.metadata or {}
+        size, metadata = rgb.shape[1:3], camera.metadata or {}
         if self.config.use_bilateral_grid and self.training and "cam_idx" in metadata:
             rgb = self._apply_bilateral_grid(rgb, metadata["cam_idx"], *size)
         depth = None

@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.engine.callbacks import (
@@ -21,10 +21,14 @@ from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfi
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json, write_json
+
+if TYPE_CHECKING:
+    from fvgen_nerfstudio.refiner import Refiner
 
 BANK_FOLDER = "bank"
 _VERDICT = "gate_{:02d}.json"
@@ -53,6 +57,8 @@ class FvgenPipelineConfig(VanillaPipelineConfig):
     model: ModelConfig = field(default_factory=FvgenModelConfig)
     densify: DensifySettings = field(default_factory=DensifySettings)
     """How views are generated."""
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    """What renders are mixed with outside of training."""
 
     def setup(self, **kwargs: Any) -> "FvgenPipeline":
         """Create the pipeline; a user's mistake ends with one sentence."""
@@ -65,8 +71,8 @@ class FvgenPipelineConfig(VanillaPipelineConfig):
 class FvgenPipeline(VanillaPipeline):
     """Generates views in rounds.
 
-    It never holds a generator: that one is loaded for a round and dropped after it, so that no
-    checkpoint and no viewer meets it.
+    The generator of a round is loaded for it and dropped after it. Only that which refines renders
+    stays, outside of all modules, so that no checkpoint meets a generator.
     """
 
     config: FvgenPipelineConfig
@@ -82,10 +88,27 @@ class FvgenPipeline(VanillaPipeline):
             assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
             check_config(make_config(config.densify, data.dataparser.estimator, device))
         _count_members(config)
+        # The configuration of a run from before there was such a setting has none.
+        refine = getattr(config, "refine", RefineSettings())
+        source = None if refine.generator == "none" else self._make_refiner(refine, device)
         super().__init__(config, device, **kwargs)
         self.num_rounds_done = 0
         self.num_steps = 1
         self._optimizers: dict[str, Any] = {}
+        self.model.frame_source = source
+        if source is not None and self.test_mode != "val":
+            source.prepare()
+
+    def _make_refiner(self, settings: RefineSettings, device: str) -> "Refiner":
+        """Return what refines renders; photos and points are those of the rounds."""
+        from fvgen_nerfstudio.refiner import Refiner
+        from fvgen_recon.densify.densifier import Inputs
+
+        def load_inputs() -> Inputs:
+            parser = self.datamanager.dataparser
+            return Inputs(scene=parser.scene_at(settings.long_side), points=parser.points)
+
+        return Refiner(settings, load_inputs, str(device))
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes

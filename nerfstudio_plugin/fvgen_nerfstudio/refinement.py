@@ -1,0 +1,111 @@
+"""Renders mixed with a generator's frames of the same pose, outside of training.
+
+A splat and a generator err in different places, so that a mean of both is nearer to the truth than
+either. What is mixed in belongs to the render: the Gaussians, and a file that they are exported to,
+know nothing of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras as NerfCameras
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.models.splatfacto import SplatfactoModel
+from torch import Tensor
+
+from fvgen_nerfstudio.camera import known_view
+from fvgen_nerfstudio.exposure import Exposure
+from fvgen_nerfstudio.settings import FvgenModelConfig
+from fvgen_recon.errors import InputError
+from fvgen_recon.geometry.conventions import opengl_to_opencv
+from fvgen_recon.types import Cameras
+
+UNREFINED = "splat"
+"""Name of the output that shows the splat alone."""
+
+
+@dataclass
+class RefineSettings:
+    """What renders are mixed with. Flat, so that the `config.yml` of an old run can be read."""
+
+    generator: str = "none"
+    """Which generator makes a frame of each pose that is rendered outside of training (regression,
+    student, teacher, fill), or `none`. An exported .ply shows the splat alone."""
+    weights: Path | None = None
+    """Folder of the generator's weights; none means those that the package brings."""
+    num_steps: int | None = None
+    """Network evaluations a clip; none means the generator's own number."""
+    num_frames: int = 5
+    """Length of the clip that leads from one input through the pose to another."""
+    long_side: int = 512
+    """Longest image side that the generator works at, in pixels; twice that of the render is
+    enough."""
+    weight: float | None = None
+    """Share of the frame in the image, in [0, 1]; none counts it as one more member of the
+    splat."""
+    seed: int = 0
+    """Seed of the generator."""
+
+    def share(self, num_members: int) -> float:
+        """Return the share of the frame beside the mean of so many members of the splat."""
+        return 1 / (num_members + 1) if self.weight is None else self.weight
+
+
+class FrameSource(Protocol):
+    """Makes frames at single poses."""
+
+    settings: RefineSettings
+    """How much they count."""
+
+    def frame(self, camera: Cameras) -> Float[Tensor, "3 H W"] | None:
+        """Return a frame in [0, 1] of a single camera; none where there is nothing to say."""
+        ...
+
+
+class RefinableModel(SplatfactoModel):
+    """A splat whose images are mixed with frames, where it has a source of them.
+
+    With a source the image is `rgb` and the splat's own render is the output `splat`. Both are the
+    same where the source has no frame or a crop box cuts the splat. Depth and accumulation stay
+    those of the splat.
+    """
+
+    config: FvgenModelConfig
+    exposure: Exposure
+    frame_source: FrameSource | None = None
+    """Not a module: neither checkpoints nor optimizers meet it."""
+
+    @torch.no_grad()
+    def get_outputs_for_camera(
+        self, camera: NerfCameras, obb_box: OrientedBox | None = None
+    ) -> dict[str, Tensor]:
+        """Render one camera for a viewer, a file or a measurement."""
+        outputs: dict[str, Any] = super().get_outputs_for_camera(camera, obb_box)
+        if self.frame_source is None:
+            return outputs
+        outputs[UNREFINED] = outputs["rgb"]
+        pose = None if obb_box is not None else pinhole(camera)
+        frame = None if pose is None else self.frame_source.frame(pose)
+        if frame is None:
+            return outputs
+        lit = self.exposure(frame.permute(1, 2, 0)[None].to(self.device), camera)[0].clamp(0, 1)
+        share = self.frame_source.settings.share(self.config.num_members)
+        outputs["rgb"] = torch.lerp(outputs["rgb"], lit, share)
+        return outputs
+
+
+def pinhole(camera: NerfCameras) -> Cameras | None:
+    """Return a single camera in this project's terms; none where it is not a rigid pinhole."""
+    if not bool((camera.camera_type == CameraType.PERSPECTIVE.value).all()):
+        return None
+    view = known_view(camera)
+    pose = camera.camera_to_worlds.reshape(3, 4)
+    c2w = torch.cat([pose, pose.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
+    try:
+        return Cameras(c2w=opengl_to_opencv(c2w), K=view.K[0], height=view.height, width=view.width)
+    except InputError:
+        return None

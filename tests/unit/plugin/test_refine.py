@@ -1,0 +1,253 @@
+"""Renders mixed with a generator's frames: where a frame is made, how it counts, what stays out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.data.scene_box import OrientedBox
+from pipelines import advance, open_pipeline, start_run, write_room
+
+from fvgen_nerfstudio.camera import to_nerfstudio
+from fvgen_nerfstudio.pipeline import FvgenPipeline
+from fvgen_nerfstudio.refinement import UNREFINED, RefineSettings, pinhole
+from fvgen_nerfstudio.refiner import Refiner
+from fvgen_recon.densify.densifier import Inputs
+from fvgen_recon.errors import InputError
+from fvgen_recon.render.procedural import arc_cameras, random_scene, render_procedural
+from fvgen_recon.types import Cameras, PointCloud, Scene
+
+FILL = RefineSettings(generator="fill", num_frames=5)
+
+
+@pytest.fixture(scope="module")
+def truth() -> tuple[Scene, PointCloud]:
+    """Return seven views of a scene with exact points of the first, the middle and the last."""
+    from fvgen_recon.geometry.projection import unproject_depth
+
+    cameras = arc_cameras([-12.0, -8.0, -4.0, 0.0, 4.0, 8.0, 12.0], radius=3.0, height=48, width=64)
+    shown = render_procedural(random_scene(3), cameras, supersample=1)
+    names = tuple(f"{i}.png" for i in range(7))
+    inputs = [0, 3, 6]
+    xyz, _ = unproject_depth(shown.depth[inputs], cameras[inputs])
+    view = torch.arange(3)[:, None, None].expand(shown.depth[inputs].shape).flatten()
+    cloud = PointCloud(
+        xyz=xyz.reshape(-1, 3),
+        rgb=shown.images[inputs].permute(0, 2, 3, 1).reshape(-1, 3),
+        confidence=torch.ones(len(view)),
+        view=view,
+    )
+    return Scene(images=shown.images, cameras=cameras, names=names), cloud
+
+
+def _refiner(
+    truth: tuple[Scene, PointCloud], settings: RefineSettings = FILL, views: tuple = (0, 3, 6)
+) -> Refiner:
+    whole, cloud = truth
+    scene = Scene(
+        images=whole.images[list(views)],
+        cameras=whole.cameras[list(views)],
+        names=tuple(whole.names[view] for view in views),
+    )
+    return Refiner(settings, lambda: Inputs(scene=scene, points=cloud), "cpu")
+
+
+def _error(image: torch.Tensor, photo: torch.Tensor) -> float:
+    return float((image - photo).abs().mean())
+
+
+@pytest.mark.parametrize("view", [1, 2, 5])
+def test_the_frame_is_that_of_the_pose(truth, view):
+    images, cameras = truth[0].images, truth[0].cameras
+    frame = _refiner(truth).frame(cameras[view])
+    assert frame is not None
+    assert _error(frame, images[view]) < 0.05
+    others = [_error(frame, images[i]) for i in range(7) if i != view]
+    assert _error(frame, images[view]) < min(others)
+
+
+def test_the_pose_of_an_input_shows_what_its_photo_shows(truth):
+    whole = truth[0]
+    frame = _refiner(truth).frame(whole.cameras[3])
+    assert frame is not None
+    assert _error(frame, whole.images[3]) < 0.05
+
+
+@pytest.mark.parametrize("size", [(48, 48), (24, 32), (96, 128), (30, 100)])
+def test_cameras_of_other_sizes_and_shapes_get_frames_of_their_own(truth, size):
+    camera = replace(truth[0].cameras[2], height=size[0], width=size[1])
+    K = camera.K.clone()
+    K[0, 2], K[1, 2] = size[1] / 2, size[0] / 2
+    K[:2, :2] *= size[0] / 48
+    camera = replace(camera, K=K)
+    frame = _refiner(truth).frame(camera)
+    assert frame is not None
+    assert frame.shape == (3, *size)
+    row = Cameras(c2w=camera.c2w[None], K=K[None], height=size[0], width=size[1])
+    photo = render_procedural(random_scene(3), row, supersample=1).images[0]
+    centre = slice(size[1] // 2 - size[0] // 3, size[1] // 2 + size[0] // 3)
+    assert _error(frame[..., centre], photo[..., centre]) < 0.08
+
+
+def test_the_generator_works_at_no_more_than_the_size_it_is_told(truth):
+    seen = []
+
+    class Spy:
+        num_frames, size_multiple = 5, 16
+
+        def generate(self, guidance, *, seed):
+            seen.append(tuple(guidance.frames.shape))
+            return guidance.frames
+
+    refiner = _refiner(truth, replace(FILL, long_side=32))
+    refiner.__dict__["generator"] = Spy()
+    frame = refiner.frame(truth[0].cameras[2])
+    assert seen == [(5, 3, 32, 32)]
+    assert frame is not None
+    assert frame.shape == (3, 48, 64)
+
+
+def test_everything_is_loaded_once(truth):
+    whole, cloud = truth
+    loaded = []
+
+    def load() -> Inputs:
+        loaded.append(1)
+        return Inputs(scene=whole, points=cloud)
+
+    refiner = Refiner(FILL, load, "cpu")
+    assert not loaded
+    for view in (1, 2, 4):
+        refiner.frame(whole.cameras[view])
+    assert len(loaded) == 1
+
+
+def test_where_little_is_known_there_is_no_frame(truth):
+    camera = truth[0].cameras[2]
+    away = camera.c2w.clone()
+    away[:3, 3] += 100 * away[:3, 2]
+    assert _refiner(truth).frame(replace(camera, c2w=away)) is None
+    turned = camera.c2w.clone()
+    turned[:3, [0, 2]] *= -1
+    turned[:3, 3] *= 4
+    assert _refiner(truth).frame(replace(camera, c2w=turned)) is None
+    assert _refiner(truth, views=(3,)).frame(camera) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"generator": "magic"}, "No generator `magic` can refine"),
+        ({"generator": "render"}, "No generator `render` can refine"),
+        ({"weights": Path("absent")}, "no weights at absent"),
+        ({"weight": 1.5}, r"must lie in \[0, 1\]: 1.5 came"),
+        ({"num_frames": 2}, "at least three frames: 2 came"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(truth, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        _refiner(truth, replace(FILL, **settings))
+
+
+def test_a_frame_counts_as_one_more_member():
+    assert RefineSettings().share(1) == 1 / 2
+    assert RefineSettings().share(3) == 1 / 4
+    assert RefineSettings(weight=0.0).share(3) == 0
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("room")
+    write_room(folder)
+    return folder
+
+
+def _pipeline(room: Path, **options) -> FvgenPipeline:
+    settings = RefineSettings(generator="fill", num_frames=5, **options)
+    return open_pipeline(
+        room, estimator="plane-sweep", strategy="none", refine=settings, generator="none"
+    )
+
+
+def _camera(pipeline: FvgenPipeline):
+    return to_nerfstudio(pipeline.datamanager.scene.cameras[1])
+
+
+def test_images_are_mixed_outside_of_training_alone(room):
+    pipeline = _pipeline(room)
+    model, camera = pipeline.model.eval(), _camera(pipeline)
+    with torch.no_grad():
+        alone = model(camera)
+        outputs = model.get_outputs_for_camera(camera)
+    assert model.frame_source is not None
+    pose = pinhole(camera)
+    assert pose is not None
+    frame = model.frame_source.frame(pose)
+    assert frame is not None
+    torch.testing.assert_close(outputs[UNREFINED], alone["rgb"])
+    middle = (alone["rgb"] + frame.permute(1, 2, 0)) / 2
+    torch.testing.assert_close(outputs["rgb"], middle, atol=1e-5, rtol=0)
+    assert (outputs["rgb"] - alone["rgb"]).abs().max() > 0.02
+    for name in ("depth", "accumulation"):
+        assert torch.equal(outputs[name], alone[name])
+    model.optimizers = {}
+    trained = model.train()(camera)
+    assert UNREFINED not in trained
+    torch.testing.assert_close(trained["rgb"], alone["rgb"], atol=0.02, rtol=0)
+
+
+def test_the_frame_gets_the_brightness_of_the_photos_around(room):
+    pipeline = _pipeline(room, weight=1.0)
+    model, camera = pipeline.model.eval(), _camera(pipeline)
+    before = model.get_outputs_for_camera(camera)["rgb"]
+    model.exposure.log_brightness.fill_(-0.5)
+    after = model.get_outputs_for_camera(camera)["rgb"]
+    torch.testing.assert_close(after, before * torch.tensor(-0.5).exp(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["box", "fisheye", "bent"])
+def test_without_a_frame_the_image_is_the_splat_s(room, case):
+    pipeline = _pipeline(room)
+    model, camera, box = pipeline.model.eval(), _camera(pipeline), None
+    if case == "box":
+        box = OrientedBox(R=torch.eye(3), T=torch.zeros(3), S=torch.full((3,), 50.0))
+    elif case == "fisheye":
+        camera.camera_type = torch.full_like(camera.camera_type, CameraType.FISHEYE.value)
+    else:
+        camera.camera_to_worlds[..., :3] *= 1.2
+    outputs = model.get_outputs_for_camera(camera, box)
+    assert torch.equal(outputs["rgb"], outputs[UNREFINED])
+
+
+def test_checkpoints_do_not_hold_the_generator_and_bring_the_same_image_back(room, tmp_path):
+    pipeline = _pipeline(room)
+    advance(pipeline, start_run(pipeline, tmp_path), range(2))
+    plain = open_pipeline(room, generator="none")
+    pipeline.eval()
+    camera = _camera(pipeline)
+    image = pipeline.model.get_outputs_for_camera(camera)["rgb"]
+    assert set(pipeline.state_dict()) == set(plain.state_dict())
+
+    config = pipeline.config
+    other = config.setup(device="cpu", test_mode="test")
+    assert isinstance(other, FvgenPipeline)
+    other.load_pipeline(pipeline.state_dict(), 1)
+    again = other.eval().model.get_outputs_for_camera(camera)["rgb"]
+    torch.testing.assert_close(again, image, atol=1e-5, rtol=0)
+
+
+def test_the_configuration_of_a_run_from_before_works(room):
+    pipeline = open_pipeline(room, generator="none")
+    config = pipeline.config
+    del config.refine
+    other = config.setup(device="cpu", test_mode="test")
+    assert isinstance(other, FvgenPipeline)
+    assert other.model.frame_source is None
+
+
+def test_mistakes_end_with_one_sentence_before_training(room, capsys):
+    with pytest.raises(SystemExit) as stop:
+        open_pipeline(room, refine=RefineSettings(generator="magic"))
+    assert stop.value.code == 2
+    assert "No generator `magic` can refine renders" in capsys.readouterr().err

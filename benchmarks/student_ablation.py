@@ -48,8 +48,10 @@ RECIPES = PAPER | {
     "free GAN only": ("gan-free", "gan-free"),
     "free GAN + soft_rkl": ("gan-free", "dmd"),
     "GAN + anchored soft_rkl": ("gan", "dmd-anchored"),
+    "GAN + soft_rkl at high noise": ("gan", "dmd-high"),
 }
-"""Those, and what the anchor to the real clips does: a quarter of it, none, one in matching too."""
+"""Those, and what the anchor to the real clips does: a quarter of it, none, one in matching too;
+and matching where the noise is high."""
 
 _STREAM = 1000
 """Between the seeds of first and second legs: none shall repeat the draws of the one before."""

@@ -16,6 +16,7 @@ TRAINED = {
     "gan-loose": {"student", "disc"},
     "gan-free": {"student", "disc"},
     "dmd": {"student", "critic"},
+    "dmd-high": {"student", "critic"},
     "dmd-anchored": {"student", "critic"},
     "dmd-rkl": {"student", "critic"},
     "dmd-inverse": {"student", "critic"},

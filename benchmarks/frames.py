@@ -58,8 +58,9 @@ class FramesJob:
 
 def names_of_generators(methods: Sequence[Method]) -> tuple[str, ...]:
     """Return the generators of methods, after those that need no network."""
-    used = [DEFAULT_GENERATOR if m.generator == "default" else m.generator for m in methods]
-    return tuple(dict.fromkeys([*_YARDSTICKS, *(name for name in used if name != "none")]))
+    used = [name for method in methods for name in (method.generator, method.refine)]
+    named = [DEFAULT_GENERATOR if name == "default" else name for name in used]
+    return tuple(dict.fromkeys([*_YARDSTICKS, *(n for n in named if n not in {"none", ""})]))
 
 
 def with_weights(name: str, weights: Mapping[str, tuple[Path, int | None]]) -> str:

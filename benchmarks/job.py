@@ -7,13 +7,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from case import Case
 from machine import plain_path
-from methods import IMPORTED, find_method, parse_weights, weight_overrides
+from methods import (
+    IMPORTED,
+    find_method,
+    parse_weights,
+    refine_overrides,
+    split_refined,
+    weight_overrides,
+)
 
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import Fold
@@ -55,11 +62,24 @@ class Trial:
     label: str
     """Name in the results."""
     settings: Settings
+    refine: tuple[str, ...] = ()
+    """Settings with which the splat of `base` is rendered again; nothing else is trained then."""
+
+    @property
+    def base(self) -> "Trial | None":
+        """The trial that trains what this one renders again; none for one that trains itself."""
+        if not self.refine:
+            return None
+        word, ending = split_refined(self.method)
+        name = find_method(self.method).name
+        label = self.label.replace(name, name.removesuffix(ending), 1)
+        return replace(self, method=word, label=label, refine=())
 
     @property
     def folder(self) -> Path:
         """Where it is kept: other settings are another folder, so nothing stale is read."""
         key = json.dumps(asdict(self.settings), sort_keys=True) + self.method
+        key += "".join(self.refine)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         return self.case.folder / f"{self.label.replace(':', '_')}_{digest}"
 
@@ -93,6 +113,7 @@ def trials_of_case(case: Case, said: Mapping[str, Any]) -> list[Trial]:
                 overrides=(*said["overrides"], *weight_overrides(method, weights)),
                 device=said["device"],
             ),
+            refine=refine_overrides(method, weights),
         )
         for name, method in zip(names, methods, strict=True)
     ]
@@ -101,29 +122,42 @@ def trials_of_case(case: Case, said: Mapping[str, Any]) -> list[Trial]:
 def train_trial(trial: Trial, fold: Fold) -> None:
     """Train in a process that gets the fold and nothing else; finished trials are not run again.
 
+    A trial that renders the splat of another one again needs that one to be finished.
+
     The process's working folder is the trial's, and no path to the whole scene is handed over.
     """
     done = trial.folder / "trial.json"
     if done.is_file() or trial.method.startswith(IMPORTED):
         return
+    if trial.base is not None and not (trial.base.folder / "trial.json").is_file():
+        return  # What failed in training has nothing to render.
     shutil.rmtree(trial.folder, ignore_errors=True)
     trial.folder.mkdir(parents=True)
-    settings = trial.settings
-    command = [
-        sys.executable,
-        str(HERE / "trial.py"),
-        *("--fold", str(fold.folder.resolve()), "--method", trial.method),
-        *("--out", str(trial.folder.resolve()), "--iterations", str(settings.iterations)),
-        *("--estimator", settings.estimator, "--seed", str(settings.seed)),
-        *("--device", settings.device),
-        *(("--overrides", *settings.overrides) if settings.overrides else ()),
-    ]
     environment = {**os.environ, "PYTHONPATH": _search_path()}
     with (trial.folder / "log.txt").open("w") as log:
         subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=trial.folder, env=environment,
-            check=False,
+            _command(trial, fold), stdout=log, stderr=subprocess.STDOUT, cwd=trial.folder,
+            env=environment, check=False,
         )  # fmt: skip
+
+
+def _command(trial: Trial, fold: Fold) -> list[str]:
+    """Return the command that trains a trial, or that renders a trained one again."""
+    settings, base = trial.settings, trial.base
+    places = ("--fold", str(fold.folder.resolve()), "--out", str(trial.folder.resolve()))
+    shared = (*places, "--method", trial.method, "--device", settings.device)
+    if base is not None:
+        trained = ("--trained", str(base.folder.resolve()))
+        return [sys.executable, str(HERE / "refine.py"), *shared, *trained, "--overrides",
+                *trial.refine]  # fmt: skip
+    return [
+        sys.executable,
+        str(HERE / "trial.py"),
+        *shared,
+        *("--iterations", str(settings.iterations)),
+        *("--estimator", settings.estimator, "--seed", str(settings.seed)),
+        *(("--overrides", *settings.overrides) if settings.overrides else ()),
+    ]
 
 
 def _search_path() -> str:
@@ -135,6 +169,8 @@ def _search_path() -> str:
 def failure_of(trial: Trial, reason: str = "") -> Failure:
     """Return why a trial has no renders: the last line that it printed, without places here."""
     log = trial.folder / "log.txt"
+    if trial.base is not None and not log.is_file():
+        log = trial.base.folder / "log.txt"
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     said = lines[-1].strip() if lines else "no output"
     return Failure(

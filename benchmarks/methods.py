@@ -1,15 +1,19 @@
 """The methods that the benchmark can run, and what stock nerfstudio needs to run offline."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fvgen_recon.densify.generators import DEFAULT_GENERATOR
 from fvgen_recon.errors import InputError
 
 REGISTERED = "nerfstudio:"
 """Prefix of a method that any plugin has registered with nerfstudio."""
 IMPORTED = "import:"
 """Prefix of renders that were made elsewhere: `import:NAME=FOLDER`."""
+REFINED = "+refine"
+"""Ending of a method whose splat is rendered again, each view mixed with a generator's frame:
+`METHOD+refine`, or `METHOD+refine=GENERATOR`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,8 @@ class Method:
     """Source of the points to start from, where the method brings its own."""
     renders: Path | None = None
     """Folder with SCENE/VIEWS/VIEW.png of imported renders."""
+    refine: str = ""
+    """What the renders of the trained splat are mixed with; empty for the splat alone."""
 
 
 def _ours(name: str, generator: str, estimator: str | None = None) -> Method:
@@ -55,6 +61,13 @@ def find_method(text: str) -> Method:
     Raises:
         InputError: There is no such method, or the folder of imported renders is missing.
     """
+    plain, ending = split_refined(text)
+    if ending:
+        method = find_method(plain)
+        if method.renders is not None:
+            raise InputError(f"Renders that were made elsewhere cannot be refined: {text} came.")
+        generator = ending.removeprefix(REFINED).removeprefix("=") or DEFAULT_GENERATOR
+        return replace(method, name=method.name + ending, refine=generator)
     if text in METHODS:
         return METHODS[text]
     if text.startswith(REGISTERED):
@@ -72,6 +85,12 @@ def find_method(text: str) -> Method:
         f"There is no method `{text}`: choose among {', '.join(METHODS)}, {REGISTERED}NAME for "
         f"any method registered with nerfstudio, or {IMPORTED}NAME=FOLDER for rendered test views."
     )
+
+
+def split_refined(text: str) -> tuple[str, str]:
+    """Split a method's word before its ending `+refine`, which is empty where there is none."""
+    plain, mark, generator = text.rpartition(REFINED)
+    return (plain, mark + generator) if mark and generator[:1] in {"", "="} else (text, "")
 
 
 def parse_weights(words: Sequence[str]) -> dict[str, tuple[Path, int | None]]:
@@ -96,11 +115,27 @@ def weight_overrides(
     method: Method, weights: Mapping[str, tuple[Path, int | None]]
 ) -> tuple[str, ...]:
     """Return the settings that give a method its generator's weights."""
-    if method.generator not in weights:
+    return _weight_words("pipeline.densify", method.generator, weights)
+
+
+def refine_overrides(
+    method: Method, weights: Mapping[str, tuple[Path, int | None]]
+) -> tuple[str, ...]:
+    """Return the settings with which a method's splat is rendered again; none where it is not."""
+    if not method.refine:
         return ()
-    folder, steps = weights[method.generator]
-    words = [f"pipeline.densify.weights={folder}"]
-    return (*words, f"pipeline.densify.num_steps={steps}") if steps else tuple(words)
+    chosen = f"pipeline.refine.generator={method.refine}"
+    return (chosen, *_weight_words("pipeline.refine", method.refine, weights))
+
+
+def _weight_words(
+    place: str, generator: str, weights: Mapping[str, tuple[Path, int | None]]
+) -> tuple[str, ...]:
+    if generator not in weights:
+        return ()
+    folder, steps = weights[generator]
+    words = [f"{place}.weights={folder}"]
+    return (*words, f"{place}.num_steps={steps}") if steps else tuple(words)
 
 
 def replace_missing_lpips() -> None:

@@ -8,6 +8,7 @@ Usage:
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -48,7 +49,8 @@ class Options(SceneOptions):
     suite: Annotated[str, tyro.conf.Positional] = "folder"
     """One of folder, llff, mipnerf360, mipnerf360-fsgs, mipnerf360-floor, tanks-and-temples."""
     methods: str = "splatfacto,fvgen-splat"
-    """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere."""
+    """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere, and
+    METHOD+refine=GENERATOR the splat of METHOD with a generator's frame in each render."""
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
     estimator: str = "stereo"
@@ -123,6 +125,8 @@ class Bench:
         self.start = time.perf_counter()
         # Folds, masks and scores are made one at a time: they share the networks.
         self.lock = threading.Lock()
+        # A splat that several trials render is trained once: the others wait for its folder.
+        self.training: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
     def run(
         self,
@@ -143,7 +147,11 @@ class Bench:
     def _run_trial(self, trial: Trial) -> TrialResult | Failure:
         with self.lock:
             fold = trial.case.fold()
-        train_trial(trial, fold)
+            parts = [part for part in (trial.base, trial) if part is not None]
+            waiting = [(part, self.training[part.folder]) for part in parts]
+        for part, alone in waiting:
+            with alone:
+                train_trial(part, fold)
         with self.lock:
             return score_trial(trial, fold, self.jury)
 

@@ -37,7 +37,8 @@ class TrialResult:
     overrides: tuple[str, ...]
     """Settings that differ from the method's own."""
     seconds: Mapping[str, float]
-    """Wall-clock seconds by part: points, plan, render, generate, train, total."""
+    """Wall-clock seconds by part: points, plan, render, generate, train, total; where a trained
+    splat is rendered again also refine_load, refine (all views) and refine_view (one)."""
     peak_gib: float | None
     """Most GPU memory in use, or none without a GPU."""
     num_gaussians: int | None

@@ -45,7 +45,8 @@ def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parent),
-        "NERFSTUDIO_METHOD_CONFIGS": "cheater=cheating_method:cheater",
+        "NERFSTUDIO_METHOD_CONFIGS": "cheater=cheating_method:cheater,"
+        "late_cheater=cheating_method:late_cheater",
     }
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -54,21 +55,27 @@ def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Run a method of ours, a cheater, and the photos themselves as renders made elsewhere."""
+    """Run a method of ours, its splat refined, cheaters, and the photos as renders from
+    elsewhere."""
     folder = tmp_path_factory.mktemp("bench")
     shutil.copytree(ROOT / "examples" / "room", folder / "scenes" / "room")
     renders = folder / "elsewhere" / "room" / "3"
     shutil.copytree(folder / "scenes" / "room" / "images", renders)
-    methods = "fvgen-splat-none,nerfstudio:cheater,import:photos=elsewhere"
+    methods = (
+        "fvgen-splat-none,fvgen-splat-none+refine=fill,nerfstudio:cheater,"
+        "nerfstudio:late_cheater+refine=fill,import:photos=elsewhere"
+    )
     answer = _call(_command(folder, "--methods", methods), folder)
     assert (folder / "result.json").is_file(), answer.stderr[-4000:]
     return Bench(folder, read_result(folder / "result.json"), answer.returncode, answer.stderr)
 
 
 def test_a_method_that_opens_held_out_photos_is_caught(bench: Bench) -> None:
-    (failure,) = bench.result.failures
-    assert failure.method == "cheater"
-    assert "expected and is not there" in failure.reason
+    failures = bench.result.failures
+    assert [failure.method for failure in failures] == ["cheater", "late_cheater+refine=fill"]
+    assert all("expected and is not there" in failure.reason for failure in failures)
+    # The second has trained before it looked.
+    assert len(list(bench.folder.glob("work/**/late_cheater_*/trial.json"))) == 1
     assert bench.code == 1
     assert "cheater failed" in bench.errors
 
@@ -103,6 +110,20 @@ def test_a_trained_method_has_all_its_numbers(bench: Bench) -> None:
     assert ours.num_gaussians > 100
 
 
+def test_one_training_gives_the_splat_and_its_refined_renders(bench: Bench) -> None:
+    trials = {trial.method: trial for trial in bench.result.trials}
+    plain, refined = trials["fvgen-splat-none"], trials["fvgen-splat-none+refine=fill"]
+    assert len(list(bench.folder.glob("work/**/fvgen-splat-none*/run"))) == 1
+    assert refined.num_gaussians == plain.num_gaussians
+    assert refined.overrides == ("pipeline.refine.generator=fill",)
+    assert refined.means["psnr"] > plain.means["psnr"] + 0.3  # 12 steps leave the splat raw
+    seconds = refined.seconds
+    assert seconds["refine_view"] == pytest.approx(seconds["refine"] / len(refined.views))
+    added = seconds["refine"] + seconds["refine_load"]
+    assert seconds["total"] == pytest.approx(plain.seconds["total"] + added)
+    assert seconds["train"] == plain.seconds["train"]
+
+
 def test_frames_are_measured_at_the_held_out_poses(bench: Bench) -> None:
     rows = {row.method: row for row in bench.result.frames}
     assert set(rows) == {"render", "fill"}
@@ -112,8 +133,8 @@ def test_frames_are_measured_at_the_held_out_poses(bench: Bench) -> None:
 
 def test_a_second_run_repeats_nothing_and_says_the_same(bench: Bench) -> None:
     before = {path: path.stat().st_mtime for path in bench.folder.glob("work/**/trial.json")}
-    assert len(before) == 1
-    methods = "fvgen-splat-none,import:photos=elsewhere"
+    assert len(before) == 3
+    methods = "fvgen-splat-none,fvgen-splat-none+refine=fill,import:photos=elsewhere"
     answer = _call(
         _command(bench.folder, "--methods", methods, "--out", "again.json"), bench.folder
     )
@@ -151,6 +172,8 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
         ({"scenes": "attic"}, "the scenes attic are in"),
         ({"methods": "import:x=nowhere"}, "import:NAME=FOLDER"),
         ({"weights": ("student=nowhere",)}, "Weights as GENERATOR=FOLDER"),
+        ({"methods": "nothing+refine"}, "There is no method `nothing`"),
+        ({"methods": f"import:x={ROOT}+refine"}, "elsewhere cannot be refined"),
         ({"suite": "moon"}, "There is no suite `moon`"),
         ({"methods": "fvgen-splat,fvgen-splat"}, "Two methods have one name"),
         ({"methods": "fvgen-splat", "generators": "dream"}, "There is no generator `dream`"),

@@ -1,0 +1,61 @@
+"""What a word of the benchmark's command line names."""
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def methods(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("methods")
+
+
+@pytest.mark.parametrize(
+    ("word", "generator"),
+    [
+        ("fvgen-splat-none+refine", "regression"),
+        ("fvgen-splat-none+refine=student", "student"),
+        ("fvgen-splat-none", ""),
+    ],
+)
+def test_the_ending_names_what_renders_are_mixed_with(methods, word, generator):
+    method = methods.find_method(word)
+    assert (method.name, method.registered) == (word, "fvgen-splat")
+    assert (method.generator, method.refine) == ("none", generator)
+
+
+def test_weights_go_to_the_part_whose_generator_they_are(methods):
+    method = methods.find_method("fvgen-splat-fill+refine=student")
+    weights = {"student": (Path("weights"), 4)}
+    assert methods.weight_overrides(method, weights) == ()
+    assert methods.refine_overrides(method, weights) == (
+        "pipeline.refine.generator=student",
+        "pipeline.refine.weights=weights",
+        "pipeline.refine.num_steps=4",
+    )
+    assert methods.refine_overrides(methods.find_method("fvgen-splat"), weights) == ()
+
+
+def test_a_refined_trial_knows_the_one_that_trains(methods):
+    job = importlib.import_module("job")
+    said = {
+        "methods": "fvgen-splat-none,fvgen-splat-none+refine",
+        "label": "b",
+        "weights": (),
+        "iterations": 3,
+        "estimator": "stereo",
+        "seed": 0,
+        "overrides": (),
+        "device": "cpu",
+    }
+    case = SimpleNamespace(folder=Path("case"))
+    plain, refined = job.trials_of_case(case, said)
+    assert plain.base is None
+    assert refined.base == plain
+    assert refined.folder != plain.folder
+    assert refined.label == "fvgen-splat-none+refine:b"

@@ -92,7 +92,8 @@ class RefinableModel(SplatfactoModel):
         frame = None if pose is None else self.frame_source.frame(pose)
         if frame is None:
             return outputs
-        lit = self.exposure(frame.permute(1, 2, 0)[None].to(self.device), camera)[0].clamp(0, 1)
+        image = frame.permute(1, 2, 0)[None].to(outputs["rgb"])
+        lit = self.exposure(image, camera)[0].clamp(0, 1)
         share = self.frame_source.settings.share(self.config.num_members)
         outputs["rgb"] = torch.lerp(outputs["rgb"], lit, share)
         return outputs

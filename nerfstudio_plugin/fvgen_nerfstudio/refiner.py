@@ -11,7 +11,12 @@ from torch import Tensor
 
 from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_recon.densify.densifier import Inputs
-from fvgen_recon.densify.generators import GENERATORS, GeneratorConfig, load_generator
+from fvgen_recon.densify.generators import (
+    GENERATORS,
+    SHIPPED_WEIGHTS,
+    GeneratorConfig,
+    load_generator,
+)
 from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
@@ -24,7 +29,6 @@ _UNFIT = ("render", "replay")
 """Generators that leave holes, or know no new poses."""
 _LEAST_SEEN = 0.1
 """Share of a frame that points must cover: with less the frame would be a guess."""
-
 _FINER = 2
 """How many pixels of the generator's, along a side, may go into one of the render."""
 
@@ -36,6 +40,12 @@ def check_refine(settings: RefineSettings) -> None:
         raise InputError(
             f"No generator `{settings.generator}` can refine renders: choose one of "
             f"{', '.join(fit)} or none."
+        )
+    shipped = SHIPPED_WEIGHTS / settings.generator
+    if settings.weights is None and settings.generator != "fill" and not shipped.is_dir():
+        raise InputError(
+            f"The package brings no weights of a `{settings.generator}`: name their folder with "
+            "--pipeline.refine.weights."
         )
     if settings.weights is not None and not settings.weights.exists():
         raise InputError(f"There are no weights at {settings.weights}: give an existing folder.")

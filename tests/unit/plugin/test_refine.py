@@ -140,6 +140,7 @@ def test_where_little_is_known_there_is_no_frame(truth):
     [
         ({"generator": "magic"}, "No generator `magic` can refine"),
         ({"generator": "render"}, "No generator `render` can refine"),
+        ({"generator": "teacher"}, "no weights of a `teacher`"),
         ({"weights": Path("absent")}, "no weights at absent"),
         ({"weight": 1.5}, r"must lie in \[0, 1\]: 1.5 came"),
         ({"num_frames": 2}, "at least three frames: 2 came"),

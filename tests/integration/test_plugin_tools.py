@@ -160,18 +160,48 @@ def products(run: Run) -> Path:
          "--interpolation-steps", "2"],
         ["ns-render", "camera-path", *shared, "--output-path", str(out / "path.mp4"),
          "--camera-path-filename", str(out / "path.json")],
+        *_refined_commands(run, out),
         cwd=run.scene.parent,
     )  # fmt: skip
     return out
 
 
-def _camera_path() -> dict:
-    """Return what the viewer writes for a path of three key frames."""
-    poses = []
-    for shift in (-0.1, 0.0, 0.1):
-        matrix = torch.eye(4)
-        matrix[0, 3] = shift
-        poses.append({"camera_to_world": matrix.flatten().tolist(), "fov": 60.0, "aspect": 1.5})
+def _refined_commands(run: Run, out: Path) -> list[list[str]]:
+    """Return commands for the same checkpoint with a setting changed in its `config.yml`."""
+    text = Path(run.config).read_text()
+    before, mark, after = text.partition("RefineSettings\n    generator: none")
+    assert mark, "The setting is in the configuration of every run."
+    config = out / "refined.yml"
+    config.write_text(before + mark.replace("none", "fill") + after)
+    (out / "known.json").write_text(json.dumps(_camera_path(_held_out_poses(run.scene))))
+    shared = ["--load-config", str(config)]
+    names = ["--rendered-output-names", "rgb", "splat"]
+    return [
+        ["ns-eval", *shared, "--output-path", str(out / "refined.json")],
+        ["ns-render", "camera-path", *shared, *names, "--output-path", str(out / "refined"),
+         "--output-format", "images", "--camera-path-filename", str(out / "known.json")],
+        ["ns-render", "interpolate", *shared, "--output-path", str(out / "refined.mp4"),
+         "--interpolation-steps", "2"],
+    ]  # fmt: skip
+
+
+def _held_out_poses(scene: Path) -> torch.Tensor:
+    from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
+
+    parser = FvgenDataParserConfig(data=scene, views=5).setup()
+    poses = parser.get_dataparser_outputs("test").cameras.camera_to_worlds[[3, 9, 15]]
+    return torch.cat([poses, torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]).expand(3, 1, 4)], dim=1)
+
+
+def _camera_path(matrices: torch.Tensor | None = None) -> dict:
+    """Return what the viewer writes for a path of three key frames, by default near the middle."""
+    if matrices is None:
+        matrices = torch.eye(4).repeat(3, 1, 1)
+        matrices[:, 0, 3] = torch.tensor([-0.1, 0.0, 0.1])
+    poses = [
+        {"camera_to_world": matrix.flatten().tolist(), "fov": 60.0, "aspect": 1.5}
+        for matrix in matrices
+    ]
     return {
         "camera_type": "perspective",
         "render_height": 64,
@@ -200,7 +230,20 @@ def test_ns_render_dataset_renders_both_splits_beside_the_truth(products: Path) 
         assert image.shape[-1] == 96
 
 
-@pytest.mark.parametrize("name", ["between.mp4", "path.mp4"])
+def test_refined_renders_come_from_the_checkpoint_alone(products: Path) -> None:
+    plain, refined = (
+        json.loads((products / f"{name}.json").read_text())["results"]
+        for name in ("eval", "refined")
+    )
+    assert refined["psnr"] > plain["psnr"] + 0.5  # 30 steps leave the splat raw
+    images = sorted((products / "refined").iterdir())
+    assert len(images) == 3
+    pair = read_image(images[1])
+    assert pair.shape == (3, 64, 2 * 96)
+    assert (pair[..., :96] - pair[..., 96:]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["between.mp4", "path.mp4", "refined.mp4"])
 def test_ns_render_makes_videos(products: Path, name: str) -> None:
     assert (products / name).stat().st_size > 500
 

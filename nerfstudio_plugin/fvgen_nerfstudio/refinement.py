@@ -26,6 +26,8 @@ from fvgen_recon.types import Cameras
 
 UNREFINED = "splat"
 """Name of the output that shows the splat alone."""
+_WORTH = 3
+"""Photos that a splat must learn from to be as good as a frame."""
 
 
 @dataclass
@@ -45,14 +47,20 @@ class RefineSettings:
     """Longest image side that the generator works at, in pixels; twice that of the render is
     enough."""
     weight: float | None = None
-    """Share of the frame in the image, in [0, 1]; none counts it as one more member of the
-    splat."""
+    """Share of the frame in the image, in [0, 1]; none counts it as one more member of the splat up
+    to three inputs, and less the more inputs there are."""
     seed: int = 0
     """Seed of the generator."""
 
-    def share(self, num_members: int) -> float:
-        """Return the share of the frame beside the mean of so many members of the splat."""
-        return 1 / (num_members + 1) if self.weight is None else self.weight
+    def share(self, num_members: int, num_inputs: int) -> float:
+        """Return the share of the frame beside the mean of so many members of the splat.
+
+        A clip is made of two photos however many there are, while a splat learns from all: a member
+        counts by its photos, the frame as much as a member that has learnt from three.
+        """
+        if self.weight is not None:
+            return self.weight
+        return _WORTH / (_WORTH + num_members * max(num_inputs, _WORTH))
 
 
 class FrameSource(Protocol):
@@ -94,7 +102,7 @@ class RefinableModel(SplatfactoModel):
             return outputs
         image = frame.permute(1, 2, 0)[None].to(outputs["rgb"])
         lit = self.exposure(image, camera)[0].clamp(0, 1)
-        share = self.frame_source.settings.share(self.config.num_members)
+        share = self.frame_source.settings.share(self.config.num_members, self.num_train_data)
         outputs["rgb"] = torch.lerp(outputs["rgb"], lit, share)
         return outputs
 

@@ -151,10 +151,13 @@ def test_settings_that_cannot_work_are_refused(truth, settings, sentence):
         _refiner(truth, replace(FILL, **settings))
 
 
-def test_a_frame_counts_as_one_more_member():
-    assert RefineSettings().share(1) == 1 / 2
-    assert RefineSettings().share(3) == 1 / 4
-    assert RefineSettings(weight=0.0).share(3) == 0
+@pytest.mark.parametrize(
+    ("num_members", "num_inputs", "share"),
+    [(1, 2, 1 / 2), (1, 3, 1 / 2), (3, 3, 1 / 4), (1, 9, 1 / 4), (2, 6, 1 / 5)],
+)
+def test_a_frame_counts_as_a_member_and_less_beside_many_photos(num_members, num_inputs, share):
+    assert RefineSettings().share(num_members, num_inputs) == pytest.approx(share)
+    assert RefineSettings(weight=0.7).share(num_members, num_inputs) == 0.7
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ def open_pipeline(
     room: Path,
     *,
     ensemble: tuple[str, ...] = (),
+    ensemble_views: int = 3,
     strategy: Strategy = "default",
     estimator: str = "random",
     refine: RefineSettings | None = None,
@@ -57,7 +58,11 @@ def open_pipeline(
 ) -> FvgenPipeline:
     torch.manual_seed(0)
     parser = FvgenDataParserConfig(
-        data=room, estimator=estimator, num_points=300, ensemble=ensemble
+        data=room,
+        estimator=estimator,
+        num_points=300,
+        ensemble=ensemble,
+        ensemble_views=ensemble_views,
     )
     config = FvgenPipelineConfig(
         datamanager=FvgenDatamanagerConfig(dataparser=parser),

@@ -14,6 +14,8 @@ class SparsePrior:
     """Where the points come from: one of `pointcloud.ESTIMATORS`."""
     ensemble: tuple[str, ...] = ()
     """Sources of points of the members of a splat whose renders are averaged; one where empty."""
+    ensemble_views: int = 3
+    """Up to how many input photos there are members: with more, points agree and steps are few."""
     min_confidence: float = 0.0
     """Points below this confidence are no start for a Gaussian."""
     seed_size: float = 0.4
@@ -95,6 +97,7 @@ def gpu_splat() -> SplatRecipe:
         stop_screen_size_at=4000,
         cull_alpha_thresh=0.02,
         steps_per_save=2000,
+        prior=SparsePrior(ensemble=("stereo", "mvs", "plane-sweep")),
     )
 
 

@@ -29,6 +29,8 @@ from fvgen_recon.types import Cameras, PointCloud, Scene
 
 _TRUSTED = 0.5
 """Confidence from which a point counts as measured."""
+_FEWEST = 10
+"""Fewer trusted points are no start."""
 _LEAST_WEIGHT = 0.1
 """How often points of no confidence are drawn, over those of full confidence."""
 
@@ -58,7 +60,10 @@ class FvgenDataParserConfig(DataParserConfig):
     both the surer), dataset, dust3r or random."""
     ensemble: tuple[str, ...] = ()
     """Sources of points for a splat of several members, which are trained apart and shown together;
-    by default there is one, with the points of `estimator`."""
+    where empty there is one, with the points of `estimator`."""
+    ensemble_views: int = 3
+    """Largest number of input photos with which there are several members; from more there is one,
+    with the points of `estimator`. 0: never."""
     estimator_long_side: int = 512
     """Longer image side that points are estimated at, in pixels."""
     num_points: int = 100_000
@@ -70,6 +75,10 @@ class FvgenDataParserConfig(DataParserConfig):
     splat has the brightness of the mean photo and renders that of the photos around."""
     with_points: tyro.conf.Suppress[bool] = True
     """Whether points are needed at all; evaluation needs none."""
+
+    def sources(self, num_inputs: int) -> tuple[str, ...]:
+        """Return the sources of the members' points; none where there is one, of `estimator`."""
+        return self.ensemble if num_inputs <= self.ensemble_views else ()
 
 
 class FvgenDataParser(DataParser):
@@ -107,7 +116,23 @@ class FvgenDataParser(DataParser):
     @cached_property
     def members(self) -> tuple[PointCloud, ...]:
         """The point clouds that the members of the splat start from."""
-        return tuple(map(self._points_of, self.config.ensemble)) or (self.points,)
+        return tuple(cloud for _, cloud in self._ensemble) or (self.points,)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources of the members' points; none where there is one member, of `estimator`."""
+        return tuple(name for name, _ in self._ensemble)
+
+    @property
+    def wanted_sources(self) -> tuple[str, ...]:
+        """What `sources` is if each of them finds points."""
+        return self.config.sources(len(self.source.split.inputs))
+
+    @cached_property
+    def _ensemble(self) -> tuple[tuple[str, PointCloud], ...]:
+        """The members' sources and points; a source that finds too few gives no member."""
+        found = ((name, self._points_of(name)) for name in self.wanted_sources)
+        return tuple(pair for pair in found if self._num_trusted(pair[1]) >= _FEWEST)
 
     def _points_of(self, estimator: str) -> PointCloud:
         """Return the points of a member at one brightness; those of `estimator` are known."""
@@ -201,21 +226,28 @@ class FvgenDataParser(DataParser):
             "photo_position": self.point_cameras.position,
         }
 
+    @property
+    def _is_random(self) -> bool:
+        """Whether points are random: they claim no confidence, and who asks for them wants them."""
+        return self.config.estimator == "random"
+
+    def _num_trusted(self, cloud: PointCloud) -> int:
+        """Return the number of points that can be started from."""
+        return len(cloud) if self._is_random else int((cloud.confidence >= _TRUSTED).sum())
+
     def _draw(self, cloud: PointCloud) -> tuple[PointCloud, Tensor]:
         """Return the points that a member starts from, and the width that each stands for."""
         from fvgen_nerfstudio.depth import pixel_spacing
         from fvgen_nerfstudio.gaussian import draw_points
 
-        # Random points claim no confidence at all, and whoever asks for them wants them.
-        is_random = self.config.estimator == "random"
-        num_trusted = len(cloud) if is_random else int((cloud.confidence >= _TRUSTED).sum())
-        if num_trusted < 10:
+        num_trusted = self._num_trusted(cloud)
+        if num_trusted < _FEWEST:
             raise InputError(
                 f"Only {num_trusted} points could be trusted among {len(cloud)}: the input views "
                 "hardly overlap. Choose views that see the same things, or --pipeline.datamanager."
                 "dataparser.estimator random."
             )
-        least = 0.0 if is_random else self.config.min_confidence
+        least = 0.0 if self._is_random else self.config.min_confidence
         trusted = cloud[cloud.confidence >= least]
         drawn, chance = draw_points(
             trusted.confidence, self.config.num_points, self.config.seed, least=_LEAST_WEIGHT

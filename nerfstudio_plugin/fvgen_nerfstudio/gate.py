@@ -110,11 +110,14 @@ class Judge:
         data = config.datamanager
         assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
         kept = tuple(name for i, name in enumerate(self.names) if i != place)
+        sources = data.dataparser.sources(len(self.names))  # As many members as in the run itself.
         data.dataparser = replace(
             data.dataparser,
             views=None,
             split_file=None,
             view_names=kept,
+            ensemble=sources,
+            ensemble_views=len(kept),
             long_side=_smaller(data.dataparser.long_side, settings.gate_long_side),
             num_points=min(data.dataparser.num_points, settings.gate_points),
         )

@@ -20,6 +20,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
+from fvgen_nerfstudio.member import check_loaded, choose_members, describe_members
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
@@ -81,17 +82,21 @@ class FvgenPipeline(VanillaPipeline):
 
     def __init__(self, config: FvgenPipelineConfig, device: str, **kwargs: Any) -> None:
         check_rounds(config.densify.rounds)
-        if config.densify.active_rounds() and kwargs.get("test_mode", "val") == "val":
+        is_new = kwargs.get("test_mode", "val") == "val"
+        if is_new and config.densify.active_rounds():
             from fvgen_nerfstudio.generation import check_config, make_config
 
             data = config.datamanager
             assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
             check_config(make_config(config.densify, data.dataparser.estimator, device))
-        _count_members(config)
+        if is_new:
+            choose_members(config.model, config.datamanager)
         # The configuration of a run from before there was such a setting has none.
         refine = getattr(config, "refine", RefineSettings())
         source = None if refine.generator == "none" else self._make_refiner(refine, device)
         super().__init__(config, device, **kwargs)
+        if is_new:  # A finished run's file tells how many it was trained with.
+            self.model.config.num_members = max(1, len(self.datamanager.dataparser.sources))
         self.num_rounds_done = 0
         self.num_steps = 1
         self._optimizers: dict[str, Any] = {}
@@ -110,11 +115,21 @@ class FvgenPipeline(VanillaPipeline):
 
         return Refiner(settings, load_inputs, str(device))
 
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            WeightsError: It is not a splat's, or of another number of members or SH degree.
+        """
+        check_loaded(loaded_state.get("_model._extra_state"), self.model.config.num_members)
+        super().load_pipeline(loaded_state, step)
+
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
         """Add the rounds in front of the model's own callbacks."""
         trainer = training_callback_attributes.trainer
+        CONSOLE.log(describe_members(self.datamanager.dataparser))
         assert isinstance(trainer, RunTrainer), "Rounds need the run's length and folders."
         self._optimizers = trainer.config.optimizers
         self.num_steps = trainer.config.max_num_iterations
@@ -190,22 +205,6 @@ class FvgenPipeline(VanillaPipeline):
             f"{'kept' if verdict.keeps else 'dropped'}."
         )
         return verdict.keeps
-
-
-def _count_members(config: FvgenPipelineConfig) -> None:
-    """Tell the splat of how many members it is, in training as in evaluation.
-
-    Raises:
-        InputError: Members would grow.
-    """
-    model, data = config.model, config.datamanager
-    if isinstance(model, FvgenModelConfig) and isinstance(data, FvgenDatamanagerConfig):
-        model.num_members = max(1, len(data.dataparser.ensemble))
-        if model.num_members > 1 and model.strategy != "none":
-            raise InputError(
-                "The members of an ensemble keep their Gaussians: choose --pipeline.model.strategy "
-                "none, or no --pipeline.datamanager.dataparser.ensemble."
-            )
 
 
 def _last_dropped(folder: Path) -> int:

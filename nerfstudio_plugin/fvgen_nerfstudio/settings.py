@@ -30,7 +30,7 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Opacity of the first Gaussians at confidence 0 and at confidence 1."""
     num_members: int = 1
     """Number of members, sets of Gaussians that are trained apart and whose renders are averaged;
-    the pipeline sets it."""
+    the pipeline sets it when a run starts."""
     depth_weight: float = 0.0
     """Weight of the difference between rendered and measured inverse depth on photos."""
     solid_weight: float = 0.0

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 
 from fvgen_nerfstudio.camera import known_view
 from fvgen_nerfstudio.exposure import Exposure
+from fvgen_nerfstudio.opacity import ExportedModel
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opengl_to_opencv
@@ -74,7 +74,7 @@ class FrameSource(Protocol):
         ...
 
 
-class RefinableModel(SplatfactoModel):
+class RefinableModel(ExportedModel):
     """A splat whose images are mixed with frames, where it has a source of them.
 
     With a source the image is `rgb` and the splat's own render is the output `splat`. Both are the

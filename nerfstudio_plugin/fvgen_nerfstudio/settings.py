@@ -31,6 +31,9 @@ class FvgenModelConfig(SplatfactoModelConfig):
     num_members: int = 1
     """Number of members, sets of Gaussians that are trained apart and whose renders are averaged;
     the pipeline sets it when a run starts."""
+    export_opacity: float = 1.0
+    """How many times each Gaussian counts in an exported .ply: its opacity o becomes
+    1 - (1 - o)^times there. 1 / members makes members that show the same as opaque as one."""
     depth_weight: float = 0.0
     """Weight of the difference between rendered and measured inverse depth on photos."""
     solid_weight: float = 0.0

@@ -1,7 +1,6 @@
 """ns-train, ns-eval, ns-render, ns-export and ns-viewer on the CPU, after one short real run."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -9,12 +8,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from bad_scene import BAD_SCENES
+from plugin_run import DRIVER, Run, call, train
 
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.densify.generators import DEFAULT_GENERATOR
@@ -22,58 +21,8 @@ from fvgen_recon.io.image import read_image
 from fvgen_recon.io.ply import read_points
 
 ROOT = Path(__file__).resolve().parents[2]
-DRIVER = Path(__file__).with_name("plugin_driver.py")
 NUM_STEPS, NUM_MORE = 30, 20  # Refinement ends at three quarters of a run: after the resume.
-TIMEOUT = 400
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training run."""
-
-    scene: Path
-    folder: Path
-    log: str
-
-    @property
-    def config(self) -> str:
-        return str(self.folder / "config.yml")
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "nerfstudio_models"
-
-
-def _call(
-    *commands: list[str], cwd: Path, check: bool = True, keep_going: bool = False
-) -> subprocess.CompletedProcess[str]:
-    """Run commands in one fresh process, without a network and without a display."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(cwd / "no-cache")}
-    result = subprocess.run(
-        [sys.executable, str(DRIVER), json.dumps(commands), *(["--all"] if keep_going else [])],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    if check and result.returncode != 0:
-        raise AssertionError(f"{commands} failed:\n{result.stdout[-3000:]}{result.stderr[-5000:]}")
-    return result
-
-
-def _train(scene: Path, output: Path, stamp: str, num_steps: int, *more: str) -> list[str]:
-    return [
-        "ns-train", "fvgen-splat-cpu", "--data", str(scene), "--views", "5",
-        "--output-dir", str(output), "--timestamp", stamp, "--vis", "tensorboard",
-        "--max-num-iterations", str(num_steps),
-        "--pipeline.datamanager.dataparser.long-side", "96",
-        "--pipeline.datamanager.dataparser.estimator-long-side", "96",
-        "--pipeline.datamanager.dataparser.num-points", "600",
-        "--pipeline.densify.long-side", "96", "--pipeline.densify.num-frames", "4", *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for path in photos:
         if path.name not in inputs:
             path.write_bytes(b"held out")
-    result = _call(_train(scene, base / "out", "first", NUM_STEPS), cwd=base)
+    result = call(train(scene, base / "out", "first", NUM_STEPS), cwd=base)
     for path, content in photos.items():
         path.write_bytes(content)
     return Run(scene, base / "out" / "room" / "fvgen-splat-cpu" / "first", result.stdout)
@@ -125,7 +74,7 @@ def test_the_checkpoint_loads_without_pickled_code(run: Run) -> None:
 def test_resumed_training_really_continues(run: Run) -> None:
     output = run.scene.parent / "resumed"
     more = ["--load-dir", str(run.checkpoints)]
-    _call(_train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more), cwd=run.scene.parent)
+    call(train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more), cwd=run.scene.parent)
     folder = output / "room" / "fvgen-splat-cpu" / "second"
     (path,) = (folder / "nerfstudio_models").iterdir()
     assert path.name == f"step-{NUM_STEPS + NUM_MORE - 1:09d}.ckpt"
@@ -152,7 +101,7 @@ def products(run: Run) -> Path:
     out.mkdir()
     (out / "path.json").write_text(json.dumps(_camera_path()))
     shared = ["--load-config", run.config]
-    _call(
+    call(
         ["ns-eval", *shared, "--output-path", str(out / "eval.json")],
         ["ns-render", "dataset", *shared, "--split", "train+test",
          "--output-path", str(out / "set")],
@@ -251,7 +200,7 @@ def test_ns_render_makes_videos(products: Path, name: str) -> None:
 def test_the_splat_is_exported(run: Run) -> None:
     out = run.scene.parent / "exported"
     arguments = ["gaussian-splat", "--load-config", run.config, "--output-dir", str(out)]
-    _call(["fvgen-export", *arguments], cwd=run.scene.parent)
+    call(["fvgen-export", *arguments], cwd=run.scene.parent)
     cloud = read_points(out / "splat.ply")
     state = torch.load(next(run.checkpoints.iterdir()), weights_only=True)
     opacity = state["pipeline"]["_model.gauss_params.opacities"]
@@ -266,7 +215,7 @@ def test_stock_ns_export_works_where_open3d_does(run: Run) -> None:
         pytest.skip("open3d cannot be imported here: it needs system libraries such as libusb")
     out = run.scene.parent / "exported-by-stock"
     arguments = ["gaussian-splat", "--load-config", run.config, "--output-dir", str(out)]
-    _call(["ns-export", *arguments], cwd=run.scene.parent)
+    call(["ns-export", *arguments], cwd=run.scene.parent)
     assert len(read_points(out / "splat.ply")) > 0
 
 
@@ -308,8 +257,8 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     commands = []
     for index, bad in enumerate(BAD_SCENES.values()):
         bad.write(base / str(index))
-        commands.append(_train(base / str(index), base / f"out{index}", "bad", 5))
-    result = _call(*commands, cwd=base, keep_going=True)
+        commands.append(train(base / str(index), base / f"out{index}", "bad", 5))
+    result = call(*commands, cwd=base, keep_going=True)
     outcomes = json.loads(result.stdout.splitlines()[-1])
     return {
         name: (code, errors, (base / f"out{index}").exists())
@@ -331,8 +280,8 @@ def test_bad_scenes_end_with_one_sentence_and_leave_nothing(
 
 def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "step-000000003.ckpt").write_bytes(b"nothing of the kind")
-    command = _train(run.scene, tmp_path / "out", "bad", 5, "--load-dir", str(tmp_path))
-    result = _call(command, cwd=tmp_path, check=False)
+    command = train(run.scene, tmp_path / "out", "bad", 5, "--load-dir", str(tmp_path))
+    result = call(command, cwd=tmp_path, check=False)
     assert result.returncode == 2
     assert "not a checkpoint" in result.stderr
     assert "Traceback" not in result.stderr

@@ -75,7 +75,7 @@ _MATCHING_ANCHOR = AnchorSettings(l1=0.5, perceptual=0.2)
 # the teacher's habits from the critic's, not good frames from bad ones.
 _HIGH_NOISE = NoiseRange(low=0.3, high=0.98)
 _NO_GUIDANCE = GuidanceScale(scale=1.0)  # There is no text to drop.
-# A small model has the memory for it, and one random step at a time lost 3 dB at four steps.
+# A small model has the memory for it, and so what is matched is the sample (docs/student.md).
 _ROLLOUT = RolloutSettings(gradient="all_steps")
 
 

@@ -13,7 +13,10 @@ IMPORTED = "import:"
 """Prefix of renders that were made elsewhere: `import:NAME=FOLDER`."""
 REFINED = "+refine"
 """Ending of a method whose splat is rendered again, each view mixed with a generator's frame:
-`METHOD+refine`, or `METHOD+refine=GENERATOR`."""
+`METHOD+refine`, `METHOD+refine=GENERATOR`, or `METHOD+refine=GENERATOR:RULE`, where RULE is how
+both are put together, learned or mean."""
+FUSION = "fusion"
+"""Name under which weights of the network that puts both together are given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +35,8 @@ class Method:
     """Folder with SCENE/VIEWS/VIEW.png of imported renders."""
     refine: str = ""
     """What the renders of the trained splat are mixed with; empty for the splat alone."""
+    fusion: str = ""
+    """How both are put together; empty for the plugin's default."""
 
 
 def _ours(name: str, generator: str, estimator: str | None = None) -> Method:
@@ -66,8 +71,13 @@ def find_method(text: str) -> Method:
         method = find_method(plain)
         if method.renders is not None:
             raise InputError(f"Renders that were made elsewhere cannot be refined: {text} came.")
-        generator = ending.removeprefix(REFINED).removeprefix("=") or DEFAULT_GENERATOR
-        return replace(method, name=method.name + ending, refine=generator)
+        generator, _, rule = ending.removeprefix(REFINED).removeprefix("=").partition(":")
+        return replace(
+            method,
+            name=method.name + ending,
+            refine=generator or DEFAULT_GENERATOR,
+            fusion=rule,
+        )
     if text in METHODS:
         return METHODS[text]
     if text.startswith(REGISTERED):
@@ -124,8 +134,13 @@ def refine_overrides(
     """Return the settings with which a method's splat is rendered again; none where it is not."""
     if not method.refine:
         return ()
-    chosen = f"pipeline.refine.generator={method.refine}"
-    return (chosen, *_weight_words("pipeline.refine", method.refine, weights))
+    words = [f"pipeline.refine.generator={method.refine}"]
+    words += _weight_words("pipeline.refine", method.refine, weights)
+    if method.fusion:
+        words.append(f"pipeline.refine.fusion={method.fusion}")
+    if FUSION in weights and method.fusion != "mean":
+        words.append(f"pipeline.refine.fusion_weights={weights[FUSION][0]}")
+    return tuple(words)
 
 
 def _weight_words(

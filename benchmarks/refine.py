@@ -51,6 +51,7 @@ class TimedSource:
         self.inner = inner
         self.settings = inner.settings
         self.seconds: list[float] = []
+        """What each view took beside the splat's render."""
 
     def frame(self, camera: Any) -> Any:
         """Return what the source returns."""
@@ -58,6 +59,13 @@ class TimedSource:
         frame = self.inner.frame(camera)
         self.seconds.append(_now() - start)
         return frame
+
+    def fuse(self, view: Any) -> Any:
+        """Return what the source returns; counts for the view whose frame was made last."""
+        start = _now()
+        image = self.inner.fuse(view)
+        self.seconds[-1] += _now() - start
+        return image
 
 
 def _now() -> float:

@@ -50,7 +50,8 @@ class Options(SceneOptions):
     """One of folder, llff, mipnerf360, mipnerf360-fsgs, mipnerf360-floor, tanks-and-temples."""
     methods: str = "splatfacto,fvgen-splat"
     """Names of methods, separated by commas; import:NAME=FOLDER scores renders made elsewhere, and
-    METHOD+refine=GENERATOR the splat of METHOD with a generator's frame in each render."""
+    METHOD+refine=GENERATOR the splat of METHOD with a generator's frame in each render; put
+    together by the plugin's default, or by RULE (learned, mean) in METHOD+refine=GENERATOR:RULE."""
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
     estimator: str = "stereo"
@@ -62,7 +63,8 @@ class Options(SceneOptions):
     """Settings of the configuration as `path.to.field=value`, for ablations."""
     weights: tuple[str, ...] = ()
     """Weights that the package does not bring, as GENERATOR=FOLDER or GENERATOR=FOLDER@STEPS; for
-    the methods with this generator and for the frames table."""
+    the methods with this generator and for the frames table. fusion=FOLDER puts renders and frames
+    together."""
     label: str = ""
     """Added to the names of methods in the results, for ablations."""
     frames: bool = True

@@ -11,8 +11,9 @@ from pathlib import Path
 import tyro
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import Storage, load_compact, save_compact
+from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.errors import FvgenError
+from fvgen_recon.io.weights import Storage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,25 @@ def scene_unit(cameras: Cameras) -> float:
     return float(apart.median()) if len(apart) else 1.0
 
 
+def nearest_view(row: Cameras, camera: Cameras) -> tuple[float, float]:
+    """Return how far a single camera is from the nearest one of a row.
+
+    Args:
+        row: The cameras to choose from, nearest by `pose_distances`.
+        camera: The camera.
+
+    Returns:
+        The angle between their viewing directions in radians, and the distance between their
+        positions over the median distance within the row.
+    """
+    unit = scene_unit(row)
+    one = Cameras(c2w=camera.c2w[None], K=camera.K[None], height=camera.height, width=camera.width)
+    nearest = row[int(pose_distances(row, one, unit=unit)[:, 0].argmin())]
+    chord = (nearest.direction.double() - camera.direction.double()).norm()
+    distance = (nearest.position.double() - camera.position.double()).norm() / unit
+    return float(2 * torch.arcsin((chord / 2).clamp(max=1.0))), float(distance)
+
+
 def rotation_to_vector(rotation: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3"]:
     """Return axis times angle of rotations; half turns get one of their two axes, never NaN."""
     quaternion = _rotation_to_quaternion(rotation)

@@ -176,7 +176,8 @@ class FvgenModel(RefinableModel):
             self.strategy.step_pre_backward(
                 self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
             )
-        return mean_render(renders)
+        with_spread = self.frame_source is not None and not self.training
+        return mean_render(renders, with_spread=with_spread)
 
     def _shown(self, camera: NerfCameras, chosen: Tensor | None) -> list[Tensor | None]:
         """Return which Gaussians to draw: each member's, in training that of the step."""

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fvgen_nerfstudio.refinement import RefineSettings
+from fvgen_nerfstudio.refinement import PoseFrame, RefineSettings
 from fvgen_recon.densify.densifier import Inputs
 from fvgen_recon.densify.generators import (
     GENERATORS,
@@ -21,12 +22,16 @@ from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.path import plan_held_out
+from fvgen_recon.fusion.checkpoint import SHIPPED_FUSION, load_fusion, read_fusion_card
+from fvgen_recon.fusion.network import FusionNetwork
+from fvgen_recon.fusion.view import FusionView
 from fvgen_recon.render.guidance import render_guidance
-from fvgen_recon.trajectory.pose import join_rows
+from fvgen_recon.trajectory.pose import join_rows, nearest_view
 from fvgen_recon.types import Cameras, Guidance, Scene
 
 _UNFIT = ("render", "replay")
 """Generators that leave holes, or know no new poses."""
+_RULES = ("default", "learned", "mean")
 _LEAST_SEEN = 0.1
 """Share of a frame that points must cover: with less the frame would be a guess."""
 _FINER = 2
@@ -55,6 +60,32 @@ def check_refine(settings: RefineSettings) -> None:
         raise InputError(
             f"A clip through a pose needs at least three frames: {settings.num_frames} came."
         )
+    _check_fusion(settings)
+
+
+def _check_fusion(settings: RefineSettings) -> None:
+    if settings.fusion not in _RULES:
+        raise InputError(
+            f"Render and frame cannot be put together by `{settings.fusion}`: choose one of "
+            f"{', '.join(_RULES)}."
+        )
+    is_learned = settings.fusion == "learned" or settings.fusion_weights is not None
+    if is_learned and settings.fusion != "mean" and settings.weight is not None:
+        raise InputError(
+            "A learned fusion finds the weight of a frame itself: give no --pipeline.refine.weight "
+            "with it, or choose --pipeline.refine.fusion mean."
+        )
+    folder = fusion_folder(settings)
+    if folder is not None:
+        read_fusion_card(folder)
+
+
+def fusion_folder(settings: RefineSettings) -> Path | None:
+    """Return the weights of the network that renders and frames are put together by, or none."""
+    folder = settings.fusion_weights or SHIPPED_FUSION
+    is_there = settings.fusion_weights is not None or folder.is_dir()
+    is_free = settings.fusion == "default" and settings.weight is None
+    return folder if settings.fusion == "learned" or (is_free and is_there) else None
 
 
 class Refiner:
@@ -97,16 +128,27 @@ class Refiner:
             )
         )
 
+    @cached_property
+    def fusion(self) -> FusionNetwork | None:
+        """The network that puts renders and frames together; none for the plain rule."""
+        folder = fusion_folder(self.settings)
+        return None if folder is None else load_fusion(folder).to(self.device)
+
     def prepare(self) -> None:
         """Load everything now, so that a mistake is said at once and no frame waits for it.
 
         Raises:
             FvgenError: The weights are missing, or the points cannot be estimated.
         """
-        _ = self.generator, self.inputs
+        _ = self.generator, self.inputs, self.fusion
 
     @torch.no_grad()
-    def frame(self, camera: Cameras) -> Float[Tensor, "3 H W"] | None:
+    def fuse(self, view: FusionView) -> Float[Tensor, "1 3 H W"]:
+        """Return the image of one view: by the network, or by the plain rule."""
+        return (view.plain() if self.fusion is None else self.fusion(view)).clamp(0, 1)
+
+    @torch.no_grad()
+    def frame(self, camera: Cameras) -> PoseFrame | None:
         """Return a frame of a single camera, at the brightness that all photos were brought to.
 
         None where there are fewer than two inputs or points cover too little of the image.
@@ -120,9 +162,21 @@ class Refiner:
             return None
         guidance, place = found
         image = self.generator.generate(guidance, seed=self.settings.seed)[place]
-        if tuple(image.shape[-2:]) != size:
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-        return image.clamp(0, 1)
+        masks = torch.cat([guidance.mask[place], guidance.layer_masks[:, place].any(0)])
+        planes = torch.cat([image, masks.to(image)])
+        if tuple(planes.shape[-2:]) != size:
+            planes = F.interpolate(planes[None], size, mode="bilinear", antialias=True)[0]
+        planes = planes.clamp(0, 1)
+        angle, distance = nearest_view(scene.cameras, camera.to(self.device))
+        scale = (image.shape[-1] * image.shape[-2] / (size[0] * size[1])) ** 0.5
+        return PoseFrame(
+            image=planes[:3],
+            trusted=planes[3:4],
+            layered=planes[4:],
+            scale=scale,
+            angle=angle,
+            distance=distance,
+        )
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size to work at: details below a pixel of the render still come from it."""

@@ -1,15 +1,10 @@
-"""Compact models on disk: safetensors (in parts where wanted), a JSON config and a checksum.
-
-Weights are kept in bfloat16, or in eight bits: each row of a matrix or kernel as integers in
-[-127, 127] times one float16 scale, vectors in bfloat16.
-"""
+"""Compact models on disk: safetensors (in parts where wanted), a JSON config and a checksum."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load, save
@@ -22,13 +17,10 @@ from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.io.file import atomic_path
+from fvgen_recon.io.weights import Storage, pack_state, unpack_state
 
 _SCHEMA = 1
 _CONFIG = "config.json"
-_SCALE = ".scale"
-
-Storage = Literal["bfloat16", "int8"]
-"""How weights are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,34 +58,6 @@ def _split(state: Mapping[str, Tensor], part_bytes: int) -> list[dict[str, Tenso
     return parts
 
 
-def _pack(state: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
-    """Return the tensors to keep."""
-    packed: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        value = tensor.detach().float().cpu()
-        if storage == "int8" and value.ndim > 1:
-            scale = (value.flatten(1).abs().amax(1) / 127).clamp_min(1e-7).half()
-            column = scale.float().view(-1, *[1] * (value.ndim - 1))
-            packed[key] = (value / column).round().clamp(-127, 127).to(torch.int8).contiguous()
-            packed[key + _SCALE] = scale
-        else:
-            packed[key] = value.to(torch.bfloat16).contiguous()
-    return packed
-
-
-def _unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that were kept, in float32."""
-    state: dict[str, Tensor] = {}
-    for key, value in packed.items():
-        if key.endswith(_SCALE):
-            continue
-        state[key] = value.float()
-        if value.dtype == torch.int8:
-            scale = packed[key + _SCALE].float()
-            state[key] *= scale.view(-1, *[1] * (value.ndim - 1))
-    return state
-
-
 def save_compact(
     path: Path,
     backbone: CompactBackbone,
@@ -117,7 +81,7 @@ def save_compact(
     """
     path.mkdir(parents=True, exist_ok=True)
     digest, names = hashlib.sha256(), []
-    packed = _pack(backbone.state_dict(), storage)
+    packed = pack_state(backbone.state_dict(), storage)
     for index, part in enumerate(_split(packed, part_bytes)):
         data = save(part)
         digest.update(data)
@@ -186,7 +150,7 @@ def load_compact(
     for data in blobs:
         state |= load(data)
     try:
-        state = _unpack(state)
+        state = unpack_state(state)
     except KeyError as error:
         raise WeightsError(
             f"The weights in {path} lack the tensor {error}: fetch them again."

@@ -62,16 +62,16 @@ def test_the_frame_is_that_of_the_pose(truth, view):
     images, cameras = truth[0].images, truth[0].cameras
     frame = _refiner(truth).frame(cameras[view])
     assert frame is not None
-    assert _error(frame, images[view]) < 0.05
-    others = [_error(frame, images[i]) for i in range(7) if i != view]
-    assert _error(frame, images[view]) < min(others)
+    assert _error(frame.image, images[view]) < 0.05
+    others = [_error(frame.image, images[i]) for i in range(7) if i != view]
+    assert _error(frame.image, images[view]) < min(others)
 
 
 def test_the_pose_of_an_input_shows_what_its_photo_shows(truth):
     whole = truth[0]
     frame = _refiner(truth).frame(whole.cameras[3])
     assert frame is not None
-    assert _error(frame, whole.images[3]) < 0.05
+    assert _error(frame.image, whole.images[3]) < 0.05
 
 
 @pytest.mark.parametrize("size", [(48, 48), (24, 32), (96, 128), (30, 100)])
@@ -83,11 +83,12 @@ def test_cameras_of_other_sizes_and_shapes_get_frames_of_their_own(truth, size):
     camera = replace(camera, K=K)
     frame = _refiner(truth).frame(camera)
     assert frame is not None
-    assert frame.shape == (3, *size)
+    assert frame.image.shape == (3, *size)
+    assert frame.trusted.shape == frame.layered.shape == (1, *size)
     row = Cameras(c2w=camera.c2w[None], K=K[None], height=size[0], width=size[1])
     photo = render_procedural(random_scene(3), row, supersample=1).images[0]
     centre = slice(size[1] // 2 - size[0] // 3, size[1] // 2 + size[0] // 3)
-    assert _error(frame[..., centre], photo[..., centre]) < 0.08
+    assert _error(frame.image[..., centre], photo[..., centre]) < 0.08
 
 
 def test_the_generator_works_at_no_more_than_the_size_it_is_told(truth):
@@ -105,7 +106,8 @@ def test_the_generator_works_at_no_more_than_the_size_it_is_told(truth):
     frame = refiner.frame(truth[0].cameras[2])
     assert seen == [(5, 3, 32, 32)]
     assert frame is not None
-    assert frame.shape == (3, 48, 64)
+    assert frame.image.shape == (3, 48, 64)
+    assert frame.scale == pytest.approx((32 * 32 / (48 * 64)) ** 0.5)
 
 
 def test_everything_is_loaded_once(truth):
@@ -190,7 +192,7 @@ def test_images_are_mixed_outside_of_training_alone(room):
     frame = model.frame_source.frame(pose)
     assert frame is not None
     torch.testing.assert_close(outputs[UNREFINED], alone["rgb"])
-    middle = (alone["rgb"] + frame.permute(1, 2, 0)) / 2
+    middle = (alone["rgb"] + frame.image.permute(1, 2, 0)) / 2
     torch.testing.assert_close(outputs["rgb"], middle, atol=1e-5, rtol=0)
     assert (outputs["rgb"] - alone["rgb"]).abs().max() > 0.02
     for name in ("depth", "accumulation"):

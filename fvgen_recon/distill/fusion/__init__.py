@@ -1,0 +1,1 @@
+"""Training of the fusion network: samples held in memory and the loop."""

@@ -1,0 +1,200 @@
+"""The training loop of the fusion network, within a wall-clock budget and resumable."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fvgen_recon.distill.checkpoint import load_optimizer, load_tensors, optimizer_tensors
+from fvgen_recon.distill.fusion.bank import FusionBank, FusionBatch
+from fvgen_recon.distill.pretrain import Perceptual, autocast, update_ema
+from fvgen_recon.errors import TrainingError, WeightsError
+from fvgen_recon.fusion.network import FusionNetwork
+from fvgen_recon.io.file import atomic_path
+
+_WARM = 100  # Steps.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionSettings:
+    """How a fusion network is trained."""
+
+    seconds: float = 150.0
+    """Wall-clock budget, earlier parts included; the rate falls over it."""
+    max_steps: int = 10_000_000
+    batch_size: int = 24
+    crop: int = 256
+    """Side of the square cut-outs in pixels; a multiple of 16."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    perceptual_weight: float = 0.2
+    """Weight of the perceptual distance beside the squared error, which is 1 for the plain rule."""
+    perceptual_views: int = 8
+    """Cut-outs of a batch on which it is measured."""
+    log_every: int = 50
+    """Steps between two lines of the curve."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionProgress:
+    """One line of the curve: means since the last one."""
+
+    step: int
+    seconds: float
+    error: float
+    """Squared error over that of the plain rule."""
+    distance: float
+    """Perceptual distance; 0 where there is no network for it."""
+    gradient: float
+    speed: float
+    """Steps a second."""
+
+
+class FusionTrainer:
+    """Network, average and optimizer; yields its curve while it trains.
+
+    Args:
+        network: Is trained in place.
+        bank: What it is trained on.
+        settings: How.
+        perceptual: Perceptual distance on the network's device; none trains on squared error alone.
+    """
+
+    def __init__(
+        self,
+        network: FusionNetwork,
+        bank: FusionBank,
+        settings: FusionSettings,
+        perceptual: Perceptual | None,
+    ) -> None:
+        self.network, self.bank, self.settings = network, bank, settings
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.perceptual = perceptual if settings.perceptual_weight else None
+        self.names, weights = zip(*network.named_parameters(), strict=True)
+        self.optimizer = torch.optim.AdamW(
+            weights,
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+            fused=bank.device.type == "cuda",
+        )
+        self.step, self.seconds = 0, 0.0
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs."""
+        tensors = {f"model/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
+        state = optimizer_tensors(self.optimizer, list(self.names))
+        tensors |= {f"optimizer/{k}": v for k, v in state.items()}
+        flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        with atomic_path(path) as target:
+            save_file(flat, target, {"step": str(self.step), "seconds": str(self.seconds)})
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            WeightsError: It does not fit this network.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            self.step, self.seconds = int(header["step"]), float(header["seconds"])
+        except Exception as error:
+            raise WeightsError(f"{path} is no state of a fusion training: {error}.") from error
+        for prefix, target in (("model/", self.network), ("average/", self.average)):
+            values = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            load_tensors(target.state_dict(), values, str(path))
+        prefix = "optimizer/"
+        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        load_optimizer(self.optimizer, list(self.names), state)
+        # Draws are not repeated: a new seed, from how far the training is.
+        self.bank.rng.manual_seed(1_000_003 + self.step)
+
+    @property
+    def share(self) -> float:
+        """How much of the budget is spent."""
+        settings = self.settings
+        return max(self.seconds / max(settings.seconds, 1e-6), self.step / settings.max_steps)
+
+    def _rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / _WARM)
+        fall = 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, self.share)))
+        return self.settings.learning_rate * warm * fall
+
+    def _update(self) -> Float[Tensor, "3"]:
+        """Take a step; returns squared error, perceptual distance and the gradient's norm."""
+        settings = self.settings
+        batch = self.bank.draw(settings.batch_size, settings.crop)
+        error, distance = fusion_losses(self.network, batch, self.perceptual, settings)
+        (error + settings.perceptual_weight * distance).backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        self.optimizer.param_groups[0]["lr"] = self._rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        update_ema(self.average, self.network, decay)
+        return torch.stack([error.detach(), distance.detach(), norm.detach()])
+
+    def run(self) -> Iterator[FusionProgress]:
+        """Train until the budget is spent; what is done between two lines does not count.
+
+        Raises:
+            TrainingError: The loss is no longer finite.
+        """
+        while self.share < 1:
+            start, before = time.monotonic(), self.seconds
+            sums, count = torch.zeros(3, device=self.bank.device), 0
+            while self.share < 1 and count < self.settings.log_every:
+                sums += self._update()
+                count += 1
+                self.seconds = before + time.monotonic() - start
+            # The only look at the GPU: until then the host runs ahead.
+            error, distance, gradient = (sums / count).tolist()
+            self.seconds = before + time.monotonic() - start
+            if not math.isfinite(error + distance):
+                raise TrainingError(
+                    f"The fusion's training is no longer finite at step {self.step}."
+                )
+            yield FusionProgress(
+                step=self.step,
+                seconds=self.seconds,
+                error=error,
+                distance=distance,
+                gradient=gradient,
+                speed=count / max(self.seconds - before, 1e-6),
+            )
+
+
+def fusion_losses(
+    network: FusionNetwork,
+    batch: FusionBatch,
+    perceptual: Perceptual | None,
+    settings: FusionSettings,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the squared error and the perceptual distance of a batch.
+
+    The error of each view is taken over that of the plain rule, so that a dB counts as much in a
+    view that is nearly right as in one that is not.
+    """
+    with autocast(batch.photo.device):
+        image = network(batch.view)
+    error = ((image - batch.photo).square().mean(dim=(1, 2, 3)) / batch.unit).mean()
+    if perceptual is None:
+        return error, error.new_zeros(())
+    first = slice(settings.perceptual_views)
+    with autocast(batch.photo.device):
+        distance = perceptual(image[first].clamp(0, 1), batch.photo[first]).mean()
+    return error, distance

@@ -133,7 +133,7 @@ def train_trial(trial: Trial, fold: Fold) -> None:
         return  # What failed in training has nothing to render.
     shutil.rmtree(trial.folder, ignore_errors=True)
     trial.folder.mkdir(parents=True)
-    environment = {**os.environ, "PYTHONPATH": _search_path()}
+    environment = {**os.environ, "PYTHONPATH": search_path()}
     with (trial.folder / "log.txt").open("w") as log:
         subprocess.run(
             _command(trial, fold), stdout=log, stderr=subprocess.STDOUT, cwd=trial.folder,
@@ -160,7 +160,7 @@ def _command(trial: Trial, fold: Fold) -> list[str]:
     ]
 
 
-def _search_path() -> str:
+def search_path() -> str:
     """Return PYTHONPATH with absolute entries, as the trial has another working folder."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(str(Path(entry).resolve()) for entry in entries if entry)

@@ -10,7 +10,7 @@ Usage:
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -193,12 +193,17 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def open_trainer(config: Any) -> Any:
+    """Write the configuration into the run folder and return its trainer, not set up yet."""
+    replace_missing_lpips()
+    config.save_config()
+    return config.setup(local_rank=0, world_size=1)
+
+
 def train(config: Any, clock: Clock) -> Any:
     """Train and return the pipeline; the clock gets the parts and what is left for training."""
-    replace_missing_lpips()
     watch_parts(clock)
-    config.save_config()
-    trainer = config.setup(local_rank=0, world_size=1)
+    trainer = open_trainer(config)
     start = time.perf_counter()
     trainer.setup()
     trainer.train()
@@ -210,8 +215,8 @@ def train(config: Any, clock: Clock) -> Any:
 
 
 @torch.no_grad()
-def render_test_views(pipeline: Any, fold: Fold, folder: Path) -> None:
-    """Render every test view; their photos do not exist here."""
+def test_outputs(pipeline: Any, fold: Fold) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Render every test view: its id and the model's outputs; their photos do not exist here."""
     from fvgen_nerfstudio.camera import to_nerfstudio
 
     source = pipeline.datamanager.dataparser.source
@@ -219,7 +224,12 @@ def render_test_views(pipeline: Any, fold: Fold, folder: Path) -> None:
     pipeline.eval()
     cameras = to_nerfstudio(source.cameras(ranks)).to(pipeline.device)
     for place, view in enumerate(fold.test):
-        outputs = pipeline.model.get_outputs_for_camera(camera=cameras[place : place + 1])
+        yield view, pipeline.model.get_outputs_for_camera(camera=cameras[place : place + 1])
+
+
+def render_test_views(pipeline: Any, fold: Fold, folder: Path) -> None:
+    """Write the image of every test view."""
+    for view, outputs in test_outputs(pipeline, fold):
         image = outputs["rgb"].permute(2, 0, 1).float().clamp(0, 1).cpu()
         write_image(folder / f"{view:05d}.png", image)
 

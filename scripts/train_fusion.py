@@ -111,7 +111,7 @@ class Run:
         perceptual = None
         if args.settings.perceptual_weight:
             perceptual = load_stlpips("vgg", num_slices=_VGG_SLICES, path=args.features)
-            perceptual = perceptual.to(self.device, memory_format=torch.channels_last)
+            perceptual = perceptual.to(self.device)
             self.judge = load_stlpips("alex", path=args.features).to(self.device)
         settings = FusionSettings(**{**asdict(args.settings), "seconds": args.seconds})
         bank = FusionBank(train, self.device, args.seed)

@@ -25,8 +25,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _start_at_zero(self.conv2)
 
     def forward(self, x: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C h w"]:
         """Apply the block."""
@@ -53,9 +52,7 @@ class FusionNetwork(nn.Module):
             [_blocks(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True)]
         )
         self.head = nn.Conv2d(widths[0], 4, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
+        _start_at_zero(self.head)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, view: FusionView) -> Float[Tensor, "N 3 H W"]:
@@ -81,6 +78,11 @@ class FusionNetwork(nn.Module):
         for level in reversed(range(last)):
             x = self.up[level](self.grow[level](x) + skips[level])
         return self.head(F.silu(x))
+
+
+def _start_at_zero(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _blocks(width: int, count: int) -> nn.Sequential:

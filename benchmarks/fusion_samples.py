@@ -110,8 +110,10 @@ def plan(args: Arguments) -> list[Planned]:
     """List the trials so that any first part of them covers all scenes and numbers of inputs.
 
     Raises:
-        InputError: A scene is not there.
+        InputError: A scene is not there, or a number of inputs makes no sense.
     """
+    if min(map(int, args.views.split(","))) < 2:
+        raise InputError(f"At least two inputs are needed for a frame: {args.views} came.")
     suite = SUITES["folder"]
     folders = find_scenes(suite, args.data, tuple(filter(None, args.scenes.split(","))))
     sides = [int(side) for side in args.generator_sides.split(",")]
@@ -379,8 +381,6 @@ def check(args: Arguments, planned: Sequence[Planned]) -> None:
     """Refuse what cannot be done before anything is started."""
     if not planned:
         raise InputError(f"No scene in {args.data} has enough photos for {args.views} inputs.")
-    if min(one.case.num_views for one in planned) < 2:
-        raise InputError(f"At least two inputs are needed for a frame: {args.views} came.")
     if args.parallel < 1 or args.gpus < 1:
         raise InputError("At least one trial at a time and one GPU are needed.")
 

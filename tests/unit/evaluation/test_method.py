@@ -41,6 +41,25 @@ def test_weights_go_to_the_part_whose_generator_they_are(methods):
     assert methods.refine_overrides(methods.find_method("fvgen-splat"), weights) == ()
 
 
+def test_the_rule_by_which_both_are_put_together_can_be_named(methods):
+    weights = {"fusion": (Path("network"), None)}
+    learned = methods.find_method("fvgen-splat+refine=fill:learned")
+    assert (learned.refine, learned.fusion) == ("fill", "learned")
+    assert methods.refine_overrides(learned, weights) == (
+        "pipeline.refine.generator=fill",
+        "pipeline.refine.fusion=learned",
+        "pipeline.refine.fusion_weights=network",
+    )
+    mean = methods.find_method("fvgen-splat+refine=fill:mean")
+    assert methods.refine_overrides(mean, weights) == (
+        "pipeline.refine.generator=fill",
+        "pipeline.refine.fusion=mean",
+    )
+    default = methods.find_method("fvgen-splat+refine=fill")
+    assert methods.refine_overrides(default, {}) == ("pipeline.refine.generator=fill",)
+    assert methods.weight_overrides(learned, weights) == ()
+
+
 def test_a_refined_trial_knows_the_one_that_trains(methods):
     job = importlib.import_module("job")
     said = {

@@ -1,6 +1,7 @@
 """Members of a splat: trained apart, shown as the mean of their renders, kept in checkpoints."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from nerfstudio.data.scene_box import SceneBox
 from pipelines import advance, open_pipeline, start_run, write_room
 
 from fvgen_nerfstudio.camera import MEMBER, to_nerfstudio
-from fvgen_nerfstudio.ensemble import mean_render, member_indices
+from fvgen_nerfstudio.ensemble import SPREAD, mean_render, member_indices
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 
 NUM_POINTS = 60
@@ -94,6 +95,28 @@ def test_one_render_stays_itself_and_a_mean_keeps_what_is_no_image():
     mean = mean_render([first, second])
     torch.testing.assert_close(mean["rgb"], torch.full((2, 2, 3), 0.4))
     assert mean["depth"] is None
+
+
+def test_how_far_members_differ_is_told_where_it_is_asked_for():
+    first, second = ({"rgb": torch.full((2, 2, 3), x), "depth": None} for x in (0.2, 0.6))
+    second["rgb"][..., 2] = 0.2
+    spread = mean_render([first, second], with_spread=True)[SPREAD]
+    # Two channels have a standard deviation of 0.2, the third of 0.
+    torch.testing.assert_close(spread, torch.full((2, 2, 1), 0.2 * (2 / 3) ** 0.5))
+    assert float(mean_render([first], with_spread=True)[SPREAD].max()) == 0
+    assert SPREAD not in mean_render([first, second])
+
+
+def test_a_splat_tells_it_outside_of_training_where_frames_are_mixed_in():
+    model = _model().train()
+    apart = torch.stack([model(_camera(member))["rgb"] for member in range(2)])
+    assert SPREAD not in model.eval()(_camera())
+    model.frame_source = SimpleNamespace()  # pyright: ignore
+    outputs = model(_camera())
+    wanted = ((apart[0] - apart[1]) / 2).square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(outputs[SPREAD], wanted, atol=1e-6, rtol=1e-4)
+    assert float(wanted.max()) > 0.05
+    assert SPREAD not in model.train()(_camera(0))
 
 
 def test_indices_part_the_gaussians():

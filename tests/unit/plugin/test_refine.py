@@ -1,5 +1,6 @@
 """Renders mixed with a generator's frames: where a frame is made, how it counts, what stays out."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,22 @@ from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.scene_box import OrientedBox
 from pipelines import advance, open_pipeline, start_run, write_room
 
+from fvgen_nerfstudio import refiner
 from fvgen_nerfstudio.camera import to_nerfstudio
 from fvgen_nerfstudio.pipeline import FvgenPipeline
 from fvgen_nerfstudio.refinement import UNREFINED, RefineSettings, pinhole
 from fvgen_nerfstudio.refiner import Refiner
 from fvgen_recon.densify.densifier import Inputs
-from fvgen_recon.errors import InputError
+from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.fusion.checkpoint import save_fusion
+from fvgen_recon.fusion.config import FusionConfig
+from fvgen_recon.fusion.network import FusionNetwork
+from fvgen_recon.fusion.view import ViewFacts
 from fvgen_recon.render.procedural import arc_cameras, random_scene, render_procedural
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 FILL = RefineSettings(generator="fill", num_frames=5)
+"""With the fusion that the package chooses."""
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +153,31 @@ def test_where_little_is_known_there_is_no_frame(truth):
         ({"weights": Path("absent")}, "no weights at absent"),
         ({"weight": 1.5}, r"must lie in \[0, 1\]: 1.5 came"),
         ({"num_frames": 2}, "at least three frames: 2 came"),
+        ({"fusion": "magic"}, "put together by `magic`: choose one of default, learned, mean"),
+        ({"fusion": "learned", "weight": 0.5}, "finds the weight of a frame itself"),
+        ({"fusion_weights": Path("absent"), "weight": 0.5}, "finds the weight of a frame itself"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(truth, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         _refiner(truth, replace(FILL, **settings))
+
+
+def test_weights_of_the_fusion_must_be_there(truth, tmp_path):
+    for fusion in ("learned", "default"):
+        with pytest.raises(WeightsError, match="No fusion network at"):
+            _refiner(truth, replace(FILL, fusion=fusion, fusion_weights=tmp_path))
+    assert _refiner(truth, replace(FILL, fusion="mean", fusion_weights=tmp_path)).fusion is None
+
+
+def test_the_network_is_the_default_where_it_ships_and_no_weight_is_set(monkeypatch, tmp_path):
+    monkeypatch.setattr(refiner, "SHIPPED_FUSION", tmp_path / "fusion")
+    assert refiner.fusion_folder(FILL) is None
+    assert refiner.fusion_folder(replace(FILL, fusion="learned")) == tmp_path / "fusion"
+    (tmp_path / "fusion").mkdir()
+    assert refiner.fusion_folder(FILL) == tmp_path / "fusion"
+    assert refiner.fusion_folder(replace(FILL, weight=0.5)) is None
+    assert refiner.fusion_folder(replace(FILL, fusion="mean")) is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +208,7 @@ def _camera(pipeline: FvgenPipeline):
 
 
 def test_images_are_mixed_outside_of_training_alone(room):
-    pipeline = _pipeline(room)
+    pipeline = _pipeline(room, fusion="mean")
     model, camera = pipeline.model.eval(), _camera(pipeline)
     with torch.no_grad():
         alone = model(camera)
@@ -210,6 +237,66 @@ def test_the_frame_gets_the_brightness_of_the_photos_around(room):
     model.exposure.log_brightness.fill_(-0.5)
     after = model.get_outputs_for_camera(camera)["rgb"]
     torch.testing.assert_close(after, before * torch.tensor(-0.5).exp(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_puts_both_together_where_there_are_weights(room, tmp_path):
+    network = FusionNetwork(FusionConfig(widths=(4, 6), num_blocks=(1, 1)))
+    assert network.head.bias is not None
+    network.head.bias.data = torch.tensor([50.0, 0.125, 0.0, 0.0])  # The frame alone, and redder.
+    save_fusion(tmp_path, network, {})
+    pipeline = _pipeline(room, fusion_weights=tmp_path)
+    model, camera = pipeline.model.eval(), _camera(pipeline)
+    model.exposure.log_brightness.fill_(-0.5)
+    assert not any("fusion" in name for name in pipeline.state_dict())
+    outputs = model.get_outputs_for_camera(camera)
+    pose, source = pinhole(camera), model.frame_source
+    assert pose is not None
+    assert source is not None
+    frame = source.frame(pose)
+    assert frame is not None
+    lit = frame.image.permute(1, 2, 0) * torch.tensor(-0.5).exp()
+    wanted = (lit + torch.tensor([0.125, 0.0, 0.0])).clamp(0, 1)
+    torch.testing.assert_close(outputs["rgb"], wanted, atol=1e-5, rtol=0)
+    assert float((outputs["rgb"] - outputs[UNREFINED]).abs().max()) > 0.05
+
+
+def test_the_network_is_told_what_is_known_of_the_view(room):
+    pipeline = _pipeline(room)
+    model, camera, seen = pipeline.model.eval(), _camera(pipeline), []
+
+    class Spy:
+        settings = pipeline.config.refine
+        frame = staticmethod(model.frame_source.frame)
+
+        def fuse(self, view):
+            seen.append(view)
+            return view.splat
+
+    model.frame_source = Spy()
+    outputs = model.get_outputs_for_camera(camera)
+    assert torch.equal(outputs["rgb"], outputs[UNREFINED])
+    (view,) = seen
+    assert torch.equal(view.opacity[0, 0], outputs["accumulation"][..., 0])
+    assert float(view.spread.max()) == 0
+    facts = ViewFacts.from_row(view.facts[0].tolist())
+    assert (facts.share, facts.num_inputs, facts.num_members) == (0.5, 3, 1)
+    # The pose is an input's own, and frames are made at twice the render's size.
+    assert facts.angle == pytest.approx(0, abs=1e-3)
+    assert facts.distance == pytest.approx(0, abs=1e-3)
+    assert facts.scale == pytest.approx(2)
+
+
+def test_where_the_pose_is_and_what_was_rendered_there_comes_with_the_frame(truth):
+    frame = _refiner(truth).frame(truth[0].cameras[2])
+    assert frame is not None
+    # The nearest input is the one a third of the way from input to input ahead.
+    directions = truth[0].cameras.direction.double()
+    angle = math.acos(float(directions[2] @ directions[3]))
+    assert frame.angle == pytest.approx(angle, abs=1e-4)
+    assert frame.distance == pytest.approx(1 / 3, abs=0.02)
+    for mask in (frame.trusted, frame.layered):
+        assert float(mask.mean()) > 0.5
+        assert float(mask.min()) < 1
 
 
 @pytest.mark.parametrize("case", ["box", "fisheye", "bent"])

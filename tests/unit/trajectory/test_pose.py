@@ -1,11 +1,13 @@
 import math
 
+import pytest
 import torch
 from factories import make_cameras
 
 from fvgen_recon.geometry.rigid import look_at
 from fvgen_recon.trajectory.pose import (
     move_between,
+    nearest_view,
     pose_distances,
     rotation_to_vector,
     scene_unit,
@@ -68,6 +70,15 @@ def test_pose_distance_adds_distance_and_angle():
     assert torch.equal(table.diagonal(), torch.zeros(2, dtype=torch.float64))
     assert torch.allclose(table[0, 1], torch.tensor(1 + math.pi / 3, dtype=torch.float64))
     assert scene_unit(cameras[[0, 0]]) == 1.0
+
+
+def test_the_nearest_view_is_told_of_by_angle_and_relative_distance():
+    cameras = make_cameras(5, arc_deg=80.0)
+    # One input each 40 degrees; the camera lies half way between the last two.
+    angle, distance = nearest_view(cameras[[0, 2, 4]], cameras[3])
+    assert math.degrees(angle) == pytest.approx(20, abs=1e-3)
+    assert distance == pytest.approx(math.sin(math.radians(10)) / math.sin(math.radians(20)))
+    assert nearest_view(cameras[[0, 2, 4]], cameras[2]) == (0, 0)
 
 
 def test_space_evenly_keeps_steps_equal_over_uneven_corners():

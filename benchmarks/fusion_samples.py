@@ -60,9 +60,9 @@ class Arguments:
     """Most poses to render of a trial."""
     iterations: int = 800
     """Training steps."""
-    long_side: int = 480
+    long_side: int = 640
     """Longer side of renders in pixels; 0 keeps the photos' size."""
-    generator_sides: str = "512,352,512,256"
+    generator_sides: str = "512,352"
     """Longest sides of the generator's frames in pixels, in turn."""
     parallel: int = 1
     """Trials that run at the same time."""
@@ -122,6 +122,7 @@ def plan(args: Arguments) -> list[Planned]:
         for start, folder in enumerate(folders)
     ]
     rounds = [one for rank in zip_longest(*rows) for one in rank if one is not None]
+    # A scene gets another one in each round.
     return [
         replace(one, generator_side=sides[(place + place // len(rows)) % len(sides)])
         for place, one in enumerate(rounds)

@@ -18,7 +18,7 @@ from methods import (
     find_method,
     parse_weights,
     refine_overrides,
-    split_refined,
+    split_ending,
     weight_overrides,
 )
 
@@ -70,7 +70,7 @@ class Trial:
         """The trial that trains what this one renders again; none for one that trains itself."""
         if not self.refine:
             return None
-        word, ending = split_refined(self.method)
+        word, ending = split_ending(self.method)
         name = find_method(self.method).name
         label = self.label.replace(name, name.removesuffix(ending), 1)
         return replace(self, method=word, label=label, refine=())
@@ -147,9 +147,10 @@ def _command(trial: Trial, fold: Fold) -> list[str]:
     places = ("--fold", str(fold.folder.resolve()), "--out", str(trial.folder.resolve()))
     shared = (*places, "--method", trial.method, "--device", settings.device)
     if base is not None:
+        file = find_method(trial.method).file
+        how = ("--file", file) if file else ("--overrides", *trial.refine)
         trained = ("--trained", str(base.folder.resolve()))
-        return [sys.executable, str(HERE / "refine.py"), *shared, *trained, "--overrides",
-                *trial.refine]  # fmt: skip
+        return [sys.executable, str(HERE / "refine.py"), *shared, *trained, *how]
     return [
         sys.executable,
         str(HERE / "trial.py"),

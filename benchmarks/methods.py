@@ -15,6 +15,10 @@ REFINED = "+refine"
 """Ending of a method whose splat is rendered again, each view mixed with a generator's frame:
 `METHOD+refine`, `METHOD+refine=GENERATOR`, or `METHOD+refine=GENERATOR:RULE`, where RULE is how
 both are put together, learned or mean."""
+FILED = "+file="
+"""Ending of a method whose splat is rendered again as viewers of its exported file show it, on
+black or white: `METHOD+file=black`."""
+COLORS = ("black", "white")
 FUSION = "fusion"
 """Name under which weights of the network that puts both together are given."""
 
@@ -37,6 +41,13 @@ class Method:
     """What the renders of the trained splat are mixed with; empty for the splat alone."""
     fusion: str = ""
     """How both are put together; empty for the plugin's default."""
+    file: str = ""
+    """Colour on which its exported file is shown; empty for renders as the plugin makes them."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of this project's."""
+        return self.registered == "fvgen-splat"
 
 
 def _ours(name: str, generator: str, estimator: str | None = None) -> Method:
@@ -66,18 +77,9 @@ def find_method(text: str) -> Method:
     Raises:
         InputError: There is no such method, or the folder of imported renders is missing.
     """
-    plain, ending = split_refined(text)
+    plain, ending = split_ending(text)
     if ending:
-        method = find_method(plain)
-        if method.renders is not None:
-            raise InputError(f"Renders that were made elsewhere cannot be refined: {text} came.")
-        generator, _, rule = ending.removeprefix(REFINED).removeprefix("=").partition(":")
-        return replace(
-            method,
-            name=method.name + ending,
-            refine=generator or DEFAULT_GENERATOR,
-            fusion=rule,
-        )
+        return _rendered_again(find_method(plain), ending)
     if text in METHODS:
         return METHODS[text]
     if text.startswith(REGISTERED):
@@ -97,8 +99,28 @@ def find_method(text: str) -> Method:
     )
 
 
-def split_refined(text: str) -> tuple[str, str]:
-    """Split a method's word before its ending `+refine`, which is empty where there is none."""
+def _rendered_again(method: Method, ending: str) -> Method:
+    """Return a method with an ending."""
+    name = method.name + ending
+    if method.renders is not None:
+        raise InputError(f"Renders that were made elsewhere cannot be refined: {name} came.")
+    if not ending.startswith(FILED):
+        generator, _, rule = ending.removeprefix(REFINED).removeprefix("=").partition(":")
+        return replace(method, name=name, refine=generator or DEFAULT_GENERATOR, fusion=rule)
+    color = ending.removeprefix(FILED)
+    if color not in COLORS or not method.is_ours:
+        raise InputError(
+            f"METHOD{FILED}{' or '.join(COLORS)} with a method of fvgen-splat was expected: "
+            f"{name} came."
+        )
+    return replace(method, name=name, file=color)
+
+
+def split_ending(text: str) -> tuple[str, str]:
+    """Split a method's word before `+refine` or `+file=`; empty where there is neither."""
+    plain, mark, color = text.rpartition(FILED)
+    if mark:
+        return plain, mark + color
     plain, mark, generator = text.rpartition(REFINED)
     return (plain, mark + generator) if mark and generator[:1] in {"", "="} else (text, "")
 
@@ -132,6 +154,8 @@ def refine_overrides(
     method: Method, weights: Mapping[str, tuple[Path, int | None]]
 ) -> tuple[str, ...]:
     """Return the settings with which a method's splat is rendered again; none where it is not."""
+    if method.file:
+        return (f"file={method.file}",)
     if not method.refine:
         return ()
     words = [f"pipeline.refine.generator={method.refine}"]

@@ -1,4 +1,4 @@
-"""Render the splat of a finished trial again, each test view mixed with a generator's frame.
+"""Render the splat of a finished trial again: with a generator's frame in each view, or as a file.
 
 Nothing is trained. The splat comes from the trial's checkpoint, photos and points from the fold,
 in which no held-out photo exists.
@@ -6,6 +6,8 @@ in which no held-out photo exists.
 Usage:
     python benchmarks/refine.py --fold outputs/fold --trained outputs/trial --out outputs/refined \
         --overrides pipeline.refine.generator=regression
+    python benchmarks/refine.py --fold outputs/fold --trained outputs/trial --out outputs/file \
+        --file black
 """
 
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -42,6 +44,9 @@ class Options:
     """Where to render."""
     overrides: tuple[str, ...] = ("pipeline.refine.generator=regression",)
     """Settings of the configuration as `path.to.field=value`."""
+    file: Literal["", "black", "white"] = ""
+    """Shows, instead of refined renders, what viewers of an exported file do: all Gaussians at
+    once on this colour, holes not filled."""
 
 
 class TimedSource:
@@ -90,13 +95,24 @@ def load_pipeline(options: Options) -> Any:
     config = yaml.load(configs[0].read_text(), Loader=yaml.Loader)
     if not isinstance(config.pipeline, FvgenPipelineConfig):
         raise InputError(f"Only splats of fvgen-splat can be refined: {config.method_name} came.")
-    for override in options.overrides:
+    for override in () if options.file else options.overrides:
         apply_override(config, override)
     replace_missing_lpips()
     pipeline = config.pipeline.setup(device=options.device, test_mode="inference")
     state = read_checkpoint(find_checkpoint(configs[0].parent / "nerfstudio_models", None))
     pipeline.load_pipeline(state["pipeline"], state["step"])
     return pipeline
+
+
+def show_file(model: Any, color: str) -> None:
+    """Let a splat render as a viewer draws its exported file, in the exposure of the photos."""
+    from nerfstudio.utils.colors import get_color
+
+    model.eval()
+    model.gauss_params["opacities"].data = model.opacities.data  # Those that are exported.
+    model.config.num_members = 1
+    model.config.unknown, model.config.background_color = "color", color
+    model.background_color = get_color(color)
 
 
 def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -108,6 +124,10 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     start = _now()
     pipeline = load_pipeline(options)
     loading = _now() - start
+    if options.file:
+        show_file(pipeline.model, options.file)
+        render_test_views(pipeline, fold, options.out / "renders")
+        return {**note, "method": options.method}
     source = TimedSource(pipeline.model.frame_source)
     pipeline.model.frame_source = source
     render_test_views(pipeline, fold, options.out / "renders")

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from fvgen_recon.errors import InputError
+
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
@@ -27,6 +29,27 @@ def test_the_ending_names_what_renders_are_mixed_with(methods, word, generator):
     method = methods.find_method(word)
     assert (method.name, method.registered) == (word, "fvgen-splat")
     assert (method.generator, method.refine) == ("none", generator)
+
+
+@pytest.mark.parametrize(
+    ("word", "file", "refine"),
+    [
+        ("fvgen-splat-none+file=black", "black", ""),
+        ("fvgen-splat+file=white", "white", ""),
+        ("fvgen-splat+refine=fill", "", "fill"),
+    ],
+)
+def test_an_ending_asks_for_what_viewers_of_the_file_see(methods, word, file, refine):
+    method = methods.find_method(word)
+    assert (method.name, method.file, method.refine) == (word, file, refine)
+    expected = (f"file={file}",) if file else (f"pipeline.refine.generator={refine}",)
+    assert methods.refine_overrides(method, {}) == expected
+
+
+@pytest.mark.parametrize("word", ["fvgen-splat+file=red", "splatfacto+file=black"])
+def test_files_of_our_splats_on_black_or_white_can_be_shown(methods, word):
+    with pytest.raises(InputError, match="black or white with a method of fvgen-splat"):
+        methods.find_method(word)
 
 
 def test_weights_go_to_the_part_whose_generator_they_are(methods):

@@ -10,8 +10,8 @@ class FusionConfig:
     The first level works at every pixel, so it is narrow; each further one at half the size.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64, 112, 176)
-    """Channels of the levels."""
+    widths: tuple[int, ...] = (16, 24, 40, 64, 96)
+    """Channels of the levels; images are split into as many bands."""
     num_blocks: tuple[int, ...] = (1, 1, 1, 1, 2)
     """Residual blocks of each level: once on the way down, and but for the last on the way up."""
 

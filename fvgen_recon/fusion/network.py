@@ -1,4 +1,8 @@
-"""The fusion network: a UNet that weighs render against frame in every pixel."""
+"""The fusion network: a UNet that weighs render against frame in every pixel and band of detail.
+
+It can add nothing of its own. A network that may, learns what colours its training scenes have
+where nothing was seen, which is wrong in others.
+"""
 
 from itertools import pairwise
 
@@ -33,10 +37,13 @@ class Block(nn.Module):
 
 
 class FusionNetwork(nn.Module):
-    """Returns `w * splat + (1 - w) * frame + residual`, both found for every pixel.
+    """Mixes the bands of two Laplacian pyramids (Burt and Adelson, 1983), pixel by pixel.
 
-    Untrained it is the plain rule: w is one minus the share of the frame, the residual 0. What it
-    answers at a pixel depends on what lies around it, not on the size of the image.
+    In every band the answer is `(1 + g) * ((1 - w) * splat + w * frame)` with w in (0, 1) and g in
+    (-1, 1): which of both is right there, and whether detail is to be believed at all. The coarsest
+    band has no g, so that brightness stays between that of both. Untrained it is the plain rule: w
+    is the share of the frame and g is 0. What it answers at a pixel depends on what lies around it,
+    not on the size of the image.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -51,7 +58,7 @@ class FusionNetwork(nn.Module):
         self.up = nn.ModuleList(
             [_blocks(w, n) for w, n in zip(widths[:-1], counts[:-1], strict=True)]
         )
-        self.head = nn.Conv2d(widths[0], 4, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 2 * len(widths) - 1, 3, padding=1)
         _start_at_zero(self.head)
         self.to(memory_format=torch.channels_last)
 
@@ -60,12 +67,23 @@ class FusionNetwork(nn.Module):
         height, width = view.splat.shape[-2:]
         multiple = self.config.size_multiple
         pad = (0, -width % multiple, 0, -height % multiple)
-        planes = F.pad(_planes(view), pad, mode="replicate")
-        planes = planes.contiguous(memory_format=torch.channels_last)
-        found = self._unet(planes, _scaled(view.facts))[..., :height, :width].float()
+        padded = F.pad(_planes(view), pad, mode="replicate")
+        planes = padded.contiguous(memory_format=torch.channels_last)
+        found = self._unet(planes, _scaled(view.facts)).float()
+        count = len(self.config.widths)
         share = view.facts[:, SHARE, None, None, None].clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
-        weight = torch.sigmoid(share.logit() + found[:, :1])
-        return torch.lerp(view.splat, view.frame, weight) + found[:, 1:]
+        weights = torch.sigmoid(share.logit() + found[:, :count])
+        gains = 1 + torch.tanh(found[:, count:])
+        first, second = (
+            split_bands(F.pad(image, pad, mode="replicate"), count)
+            for image in (view.splat, view.frame)
+        )
+        mixed = [
+            torch.lerp(ours, theirs, _at_band(weights, band))
+            for band, (ours, theirs) in enumerate(zip(first, second, strict=True))
+        ]
+        kept = [x * _at_band(gains, band) for band, x in enumerate(mixed[:-1])]
+        return join_bands([*kept, mixed[-1]])[..., :height, :width]
 
     def _unet(self, planes: Tensor, facts: Tensor) -> Tensor:
         x, skips = self.stem(planes), []
@@ -78,6 +96,39 @@ class FusionNetwork(nn.Module):
         for level in reversed(range(last)):
             x = self.up[level](self.grow[level](x) + skips[level])
         return self.head(F.silu(x))
+
+
+def split_bands(image: Float[Tensor, "N 3 H W"], count: int) -> list[Float[Tensor, "N 3 _ _"]]:
+    """Return bands of detail, finest first, and what is left: each at half the size of the last.
+
+    Args:
+        image: Its sides are multiples of `2 ** (count - 1)`.
+        count: Number of bands.
+    """
+    bands = []
+    for _ in range(count - 1):
+        coarse = F.avg_pool2d(image, 2)
+        bands.append(image - _grow(coarse))
+        image = coarse
+    return [*bands, image]
+
+
+def join_bands(bands: list[Float[Tensor, "N 3 _ _"]]) -> Float[Tensor, "N 3 H W"]:
+    """Return the image that has these bands; undoes `split_bands`."""
+    image = bands[-1]
+    for band in bands[-2::-1]:
+        image = band + _grow(image)
+    return image
+
+
+def _grow(image: Tensor) -> Tensor:
+    return F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _at_band(found: Float[Tensor, "N B H W"], band: int) -> Float[Tensor, "N 1 h w"]:
+    """Return what was found for a band, at the band's size."""
+    own = found[:, band : band + 1]
+    return F.avg_pool2d(own, 2**band) if band else own
 
 
 def _start_at_zero(layer: nn.Conv2d) -> None:

@@ -1,8 +1,8 @@
 """Write the benchmark tables of README.md from the committed results.
 
-`benchmarks/results/readme.json` says which results are shown, as a list of objects with a `title`
-and the names of `results` files. The text between the markers is made from them and from nothing
-else.
+`benchmarks/results/readme.json` says which results are shown, as a list of objects with a `title`,
+the names of `results` files and, where not all shall be shown, of `methods`. The text between the
+markers is made from them and from nothing else.
 
 Usage:
     python scripts/update_readme.py           # writes
@@ -39,12 +39,18 @@ class Options:
 
 
 def join(results: list[RunResult]) -> RunResult:
-    """Put the trials and frames of several runs together."""
+    """Put the trials and frames of several runs together.
+
+    A trial that two runs made counts once, and one that failed in a run and not in another has not
+    failed.
+    """
+    trials = {(t.method, t.scene, t.num_views): t for run in results for t in run.trials}
+    failures = {(f.method, f.scene, f.num_views): f for run in results for f in run.failures}
     return replace(
         results[0],
-        trials=tuple(trial for result in results for trial in result.trials),
+        trials=tuple(trials.values()),
         frames=tuple(row for result in results for row in result.frames),
-        failures=tuple(row for result in results for row in result.failures),
+        failures=tuple(failure for key, failure in failures.items() if key not in trials),
     )
 
 
@@ -73,7 +79,11 @@ def section(entry: dict[str, Any], folder: Path) -> str:
     parts = [f"### {entry['title']}", ""]
     if result.trials:
         views = sorted({t.num_views for t in result.trials})
-        rows = [[m, *(mean_cell(result, m, v) for v in views)] for m in result.methods]
+        methods = entry.get("methods") or result.methods
+        unknown = set(methods) - set(result.methods)
+        if unknown:
+            raise InputError(f"No results of {', '.join(sorted(unknown))} are in {names}.")
+        rows = [[m, *(mean_cell(result, m, v) for v in views)] for m in methods]
         num_scenes = len({t.scene for t in result.trials})
         head = ["method", *(f"{v} views" for v in views)]
         words = f"PSNR / SSIM / ST-LPIPS (Alex), mean over {num_scenes} scenes, held-out photos."

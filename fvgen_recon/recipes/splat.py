@@ -30,6 +30,9 @@ class SparsePrior:
     """Share of Gaussians left out of a training render at the end of the run."""
     depth_weight: float = 1.0
     """Weight of the difference between rendered and measured inverse depth."""
+    solid_weight: float = 0.1
+    """Weight of the transparency of renders where photos have measured depth. Renders with filled
+    holes need none; an exported file, which fills nothing, is full of them without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,6 +80,7 @@ def _pipeline(recipe: SplatRecipe) -> FvgenPipelineConfig:
             unknown=recipe.prior.unknown,
             dropout=recipe.prior.dropout,
             depth_weight=recipe.prior.depth_weight,
+            solid_weight=recipe.prior.solid_weight,
         ),
         densify=DensifySettings(long_side=recipe.densify_long_side),
     )

@@ -119,6 +119,25 @@ def test_a_stale_readme_fails_and_a_fresh_one_does_not(options: Options) -> None
     assert main(check) == 1
 
 
+def test_runs_fill_each_others_gaps_and_methods_can_be_chosen(options: Options) -> None:
+    more = make_run(make_trial("b", "stock", 20.0), make_trial("a", "ours", 29.0))
+    write_result(options.results / "more.json", more)
+    entry = {"title": "Few", "results": ["run.json", "more.json"], "methods": ["stock"]}
+    (options.results / "readme.json").write_text(json.dumps([entry]))
+    assert main(options) == 0
+    text = options.readme.read_text()
+    assert "| stock | 15.00 / 0.500 / 0.250 |" in text
+    assert "failed" not in text
+    assert "| ours |" not in text
+
+
+def test_a_method_without_results_gets_a_sentence(options: Options, capsys) -> None:
+    entry = {"title": "Few", "results": ["run.json"], "methods": ["theirs"]}
+    (options.results / "readme.json").write_text(json.dumps([entry]))
+    assert main(options) == 2
+    assert "No results of theirs" in capsys.readouterr().err
+
+
 def test_a_readme_without_markers_gets_a_sentence(options: Options, capsys) -> None:
     options.readme.write_text("nothing")
     assert main(options) == 2

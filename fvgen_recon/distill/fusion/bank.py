@@ -16,6 +16,8 @@ from fvgen_recon.fusion.view import SCALE, FusionView
 _ZOOMS = (0.6, 0.75, 0.9, 1.0, 1.0, 1.15)
 """How much larger a cut-out becomes; images of other sizes come so."""
 _GRID = 16
+_EXPOSURE, _TINT = 0.1, 0.03
+"""Standard deviation of the logarithm of a photo's brightness, and of that of its channels."""
 _STEADY = 1e-3
 """Added to a view's squared error before others are compared with it."""
 
@@ -90,7 +92,11 @@ class FusionBank:
         return _each_map(view, turn), turn(photo)
 
     def _recolour(self, view: FusionView, photo: Tensor) -> tuple[FusionView, Tensor]:
-        """Change brightness and colour of each view, and the order of channels, in all images."""
+        """Change brightness and colour of each view, and the order of channels, in all images.
+
+        The photo's own brightness is drawn too: what the camera chose for it nobody can tell, but
+        a network can learn by heart for a few scenes.
+        """
         count = len(photo)
         gain = 0.7 + 0.5 * torch.rand(count, 1, generator=self.rng)
         gain = gain * (0.92 + 0.16 * torch.rand(count, 3, generator=self.rng))
@@ -102,7 +108,9 @@ class FusionBank:
 
         spread = view.spread * factor.mean(dim=1, keepdim=True)
         changed = replace(view, splat=paint(view.splat), frame=paint(view.frame), spread=spread)
-        return changed, paint(photo)
+        shift = _EXPOSURE * torch.randn(count, 1, generator=self.rng)
+        shift = shift + _TINT * torch.randn(count, 3, generator=self.rng)
+        return changed, paint(photo) * shift.exp().to(self.device)[..., None, None]
 
 
 _MAPS = ("splat", "spread", "opacity", "frame", "trusted", "layered")

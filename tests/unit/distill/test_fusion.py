@@ -63,10 +63,17 @@ def test_batches_are_cut_alike_from_all_images():
         assert batch.photo.shape == (3, 3, size, size)
         assert size % 16 == 0
         assert size <= 48
-        # Where members agree the splat is the photo, whatever was turned, cut or painted.
-        sure = (view.spread < 1e-3).expand_as(batch.photo)
-        torch.testing.assert_close(view.splat[sure], batch.photo[sure], atol=2e-2, rtol=0)
-        assert float((view.splat - batch.photo).abs().max()) > 0.05
+        for splat, photo, spread in zip(view.splat, batch.photo, view.spread, strict=True):
+            # Where members agree the splat is the photo, whatever was turned, cut or painted, but
+            # for the photo's own brightness; elsewhere it is not.
+            sure = (spread[0] < 1e-3) & (splat.amin(0) > 0.05)
+            if int(sure.sum()) < 20:
+                continue
+            ratio = (photo / splat.clamp_min(1e-3))[:, sure].median(dim=1).values
+            error = (splat * ratio[:, None, None] - photo).abs()
+            assert float(error[:, sure].max()) < 0.05
+            if int((spread[0] > 0.1).sum()) > 20:
+                assert float(error[:, spread[0] > 0.1].max()) > 0.1
         assert bool((batch.unit > 0).all())
 
 

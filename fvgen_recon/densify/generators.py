@@ -16,6 +16,8 @@ DEFAULT_GENERATOR = "regression"
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Where the package keeps compact models, each in a folder of its generator's name."""
+NO_WEIGHTS = frozenset({"render", "fill"})
+"""Generators without a network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,24 +31,27 @@ class GeneratorConfig:
     the package brings."""
     num_steps: int | None = None
     """Network evaluations a clip; none means the model's own default."""
-    num_frames: int = 16
-    """Length of a clip."""
+    num_frames: int | None = 16
+    """Length of a clip; none means 16, or what a full-size model makes where it is another."""
     device: str = "cpu"
     """Where the network runs."""
 
 
+_LENGTH = 16
+
+
 def _load_render(config: GeneratorConfig) -> VideoGenerator:
-    return RenderGenerator(num_frames=config.num_frames)
+    return RenderGenerator(num_frames=config.num_frames or _LENGTH)
 
 
 def _load_replay(config: GeneratorConfig) -> VideoGenerator:
     if config.weights is None:
         raise InputError("The generator `replay` needs the folder of a bank: none was given.")
-    return ReplayGenerator(bank=Bank(config.weights), num_frames=config.num_frames)
+    return ReplayGenerator(bank=Bank(config.weights), num_frames=config.num_frames or _LENGTH)
 
 
 def _load_fill(config: GeneratorConfig) -> VideoGenerator:
-    return FillGenerator(num_frames=config.num_frames)
+    return FillGenerator(num_frames=config.num_frames or _LENGTH)
 
 
 def _load_compact(config: GeneratorConfig) -> VideoGenerator:
@@ -60,7 +65,10 @@ def _load_compact(config: GeneratorConfig) -> VideoGenerator:
             "the generator `render` or `fill`, which need none."
         )
     generator = load_compact_generator(
-        folder, device=config.device, num_steps=config.num_steps, num_frames=config.num_frames
+        folder,
+        device=config.device,
+        num_steps=config.num_steps,
+        num_frames=config.num_frames or _LENGTH,
     )
     return replace(generator, name=config.name)
 
@@ -68,7 +76,7 @@ def _load_compact(config: GeneratorConfig) -> VideoGenerator:
 def _load_student(config: GeneratorConfig) -> VideoGenerator:
     from fvgen_recon.diffusion.viewcrafter.generator import load_student
 
-    if config.weights is None or not _is_pipeline(config.weights):
+    if config.weights is None or not is_full_size(config.weights):
         return _load_compact(config)
     return load_student(
         config.weights,
@@ -81,7 +89,7 @@ def _load_student(config: GeneratorConfig) -> VideoGenerator:
 def _load_teacher(config: GeneratorConfig) -> VideoGenerator:
     from fvgen_recon.diffusion.viewcrafter.generator import load_teacher
 
-    if config.weights is None or not _is_pipeline(config.weights):
+    if config.weights is None or not is_full_size(config.weights):
         return _load_compact(config)
     return load_teacher(
         config.weights,
@@ -91,8 +99,11 @@ def _load_teacher(config: GeneratorConfig) -> VideoGenerator:
     )
 
 
-def _is_pipeline(folder: Path) -> bool:
-    """Return whether a folder is a full-size pipeline in diffusers' layout."""
+def is_full_size(folder: Path) -> bool:
+    """Return whether a folder is a full-size pipeline in diffusers' layout.
+
+    Such a model makes clips of the lengths that it was trained for, a compact one of any.
+    """
     return (folder / "model_index.json").is_file()
 
 

@@ -44,8 +44,9 @@ class RefineSettings:
     """Folder of the generator's weights; none means those that the package brings."""
     num_steps: int | None = None
     """Network evaluations a clip; none means the generator's own number."""
-    num_frames: int = 5
-    """Length of the clip that leads from one input through the pose to another."""
+    num_frames: int | None = None
+    """Length of the clip that leads from one input through the pose to another; none means 5, or
+    what a full-size model makes."""
     long_side: int = 512
     """Longest image side that the generator works at, in pixels; twice that of the render is
     enough."""

@@ -14,8 +14,10 @@ from fvgen_nerfstudio.refinement import PoseFrame, RefineSettings
 from fvgen_recon.densify.densifier import Inputs
 from fvgen_recon.densify.generators import (
     GENERATORS,
+    NO_WEIGHTS,
     SHIPPED_WEIGHTS,
     GeneratorConfig,
+    is_full_size,
     load_generator,
 )
 from fvgen_recon.densify.size import fit_scene, working_size
@@ -32,6 +34,8 @@ from fvgen_recon.types import Cameras, Guidance, Scene
 _UNFIT = ("render", "replay")
 """Generators that leave holes, or know no new poses."""
 _RULES = ("default", "learned", "mean")
+_SHORT = 5
+"""Frames of a clip through a pose: more cost time and change nothing."""
 _LEAST_SEEN = 0.1
 """Share of a frame that points must cover: with less the frame would be a guess."""
 _FINER = 2
@@ -46,8 +50,8 @@ def check_refine(settings: RefineSettings) -> None:
             f"No generator `{settings.generator}` can refine renders: choose one of "
             f"{', '.join(fit)} or none."
         )
-    shipped = SHIPPED_WEIGHTS / settings.generator
-    if settings.weights is None and settings.generator != "fill" and not shipped.is_dir():
+    needs_weights = settings.weights is None and settings.generator not in NO_WEIGHTS
+    if needs_weights and not (SHIPPED_WEIGHTS / settings.generator).is_dir():
         raise InputError(
             f"The package brings no weights of a `{settings.generator}`: name their folder with "
             "--pipeline.refine.weights."
@@ -56,7 +60,7 @@ def check_refine(settings: RefineSettings) -> None:
         raise InputError(f"There are no weights at {settings.weights}: give an existing folder.")
     if settings.weight is not None and not 0 <= settings.weight <= 1:
         raise InputError(f"The weight of a frame must lie in [0, 1]: {settings.weight:g} came.")
-    if settings.num_frames < 3:
+    if settings.num_frames is not None and settings.num_frames < 3:
         raise InputError(
             f"A clip through a pose needs at least three frames: {settings.num_frames} came."
         )
@@ -123,7 +127,7 @@ class Refiner:
                 name=settings.generator,
                 weights=settings.weights,
                 num_steps=settings.num_steps,
-                num_frames=settings.num_frames,
+                num_frames=settings.num_frames or self._own_length(),
                 device=self.device,
             )
         )
@@ -133,6 +137,11 @@ class Refiner:
         """The network that puts renders and frames together; none for the plain rule."""
         folder = fusion_folder(self.settings)
         return None if folder is None else load_fusion(folder).to(self.device)
+
+    def _own_length(self) -> int | None:
+        """Return the shortest clip that serves; a full-size model's length is its own."""
+        folder = self.settings.weights
+        return None if folder is not None and is_full_size(folder) else _SHORT
 
     def prepare(self) -> None:
         """Load everything now, so that a mistake is said at once and no frame waits for it.

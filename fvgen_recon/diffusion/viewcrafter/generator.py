@@ -55,7 +55,7 @@ class PipelineGenerator:
 def load_teacher(
     folder: Path,
     *,
-    num_frames: int = 25,
+    num_frames: int | None = 25,
     num_steps: int = 50,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -64,7 +64,7 @@ def load_teacher(
 
     Args:
         folder: What `scripts/convert_viewcrafter.py` wrote.
-        num_frames: Length of the clips; 25 for most released models.
+        num_frames: Length of the clips; 25 for most released models, none for the model's own.
         num_steps: Steps of the sampler.
         device: Where to compute.
         dtype: Precision of the networks.
@@ -80,7 +80,7 @@ def load_teacher(
 def load_student(
     folder: Path,
     *,
-    num_frames: int = 16,
+    num_frames: int | None = 16,
     num_steps: int = 4,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -89,7 +89,7 @@ def load_student(
 
     Args:
         folder: The student.
-        num_frames: Length of the clips.
+        num_frames: Length of the clips; none for the model's own.
         num_steps: Steps: 1, 2, 4 or 8.
         device: Where to compute.
         dtype: Precision of the networks.
@@ -140,10 +140,11 @@ def _generator(
     pipeline: ViewCrafterPipeline | FVGenPipeline,
     folder: Path,
     name: str,
-    num_frames: int,
+    num_frames: int | None,
     num_steps: int,
 ) -> PipelineGenerator:
     accepted = tuple(pipeline.config["num_frames"])
+    num_frames = int(accepted[0] if num_frames is None else num_frames)
     if num_frames not in accepted:
         raise InputError(
             f"{folder} makes clips of {' or '.join(map(str, accepted))} frames, {num_frames} was "

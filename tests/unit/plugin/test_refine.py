@@ -117,6 +117,21 @@ def test_the_generator_works_at_no_more_than_the_size_it_is_told(truth):
     assert frame.scale == pytest.approx((32 * 32 / (48 * 64)) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("file", "given", "asked"),
+    [("config.json", None, 5), ("model_index.json", None, None), ("model_index.json", 25, 25)],
+)
+def test_clips_have_the_length_that_the_model_makes(
+    tmp_path, monkeypatch, truth, file, given, asked
+):
+    (tmp_path / file).touch()
+    seen = []
+    monkeypatch.setattr("fvgen_nerfstudio.refiner.load_generator", seen.append)
+    settings = RefineSettings(generator="student", weights=tmp_path, num_frames=given)
+    _ = _refiner(truth, settings).generator
+    assert [config.num_frames for config in seen] == [asked]
+
+
 def test_everything_is_loaded_once(truth):
     whole, cloud = truth
     loaded = []

@@ -134,6 +134,7 @@ def test_saved_student_gives_the_same_frames(student, student_folder):
 def test_generators_are_the_pipelines(folder, student_folder, student):
     clip = make_guidance()
     generator = load_student(student_folder, num_frames=NUM_FRAMES)
+    assert load_student(student_folder, num_frames=None).num_frames == NUM_FRAMES
     expected = student(clip, generator=_seed(3)).frames[0]
     assert torch.equal(generator.generate(clip, seed=3), expected)
     assert (generator.name, generator.num_steps, generator.size_multiple) == ("student", 4, 16)

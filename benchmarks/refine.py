@@ -21,11 +21,11 @@ import torch
 import tyro
 import yaml
 from methods import replace_missing_lpips
-from trial import apply_override, render_test_views
+from trial import apply_override, finish, render_test_views
 
-from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.fold import read_fold
-from fvgen_recon.io.file import read_json, write_json
+from fvgen_recon.io.file import read_json
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def main(options: Options) -> int:
     """Render the test views and write `trial.json`."""
-    try:
-        result = run(options)
-    except FvgenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_json(options.out / "trial.json", result)
-    return 0
+    return finish(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

@@ -259,15 +259,20 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     }
 
 
-def main(options: Options) -> int:
-    """Run the trial and write `trial.json`."""
+def finish(make: Callable[[], dict[str, Any]], out: Path) -> int:
+    """Write what a trial says into its `trial.json`; 2, and a sentence, where it cannot be made."""
     try:
-        result = run(options)
+        result = make()
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_json(options.out / "trial.json", result)
+    write_json(out / "trial.json", result)
     return 0
+
+
+def main(options: Options) -> int:
+    """Run the trial and write `trial.json`."""
+    return finish(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from fvgen_recon.distill.clip import ClipBatch, load_clips
 from fvgen_recon.distill.pack import read_pack
 from fvgen_recon.distill.source import BankConfig, SourceShares, Worker, write_mixed_bank
 from fvgen_recon.distill.splat import SplatConfig
-from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.io.file import write_json
 from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.recipes.compact import RECIPES, write_validation_clips
@@ -79,6 +79,29 @@ def build(index: int, args: Arguments) -> None:
     write_json(args.out / f"worker-{index}.json", {"plans": made, "seconds": seconds})
 
 
+def build_or_tell(index: int, args: Arguments) -> None:
+    """Build one worker's share; a failure is told and leaves the other workers alone."""
+    try:
+        build(index, args)
+    except Exception as error:
+        message = str(error).strip().partition("\n")[0]
+        print(f"worker {index} stopped: {type(error).__name__}: {message}", file=sys.stderr)
+
+
+def run_workers(args: Arguments) -> None:
+    """Build in several processes.
+
+    Raises:
+        TrainingError: None of them came to its end.
+    """
+    notes = [args.out / f"worker-{index}.json" for index in range(args.num_workers)]
+    for note in notes:
+        note.unlink(missing_ok=True)
+    mp.start_processes(build_or_tell, (args,), nprocs=args.num_workers, start_method="spawn")
+    if not any(note.is_file() for note in notes):
+        raise TrainingError("No worker came to its end: see what they said above.")
+
+
 def write_preview(folder: Path, rows: int = 4) -> None:
     """Draw some clips of each source: first, middle render and target, last."""
     pictures = []
@@ -109,7 +132,7 @@ def main(args: Arguments) -> None:
     if args.num_workers == 0:
         build(0, args)
     else:
-        mp.start_processes(build, (args,), nprocs=args.num_workers, start_method="spawn")
+        run_workers(args)
     seconds = time.monotonic() - start
     counts = {
         name: sum(len(load_clips(p)) for p in args.out.glob(f"*-{name}.safetensors"))

@@ -37,7 +37,7 @@ class FusionSettings:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema: float = 0.998
-    perceptual_weight: float = 0.2
+    perceptual_weight: float = 2.0
     """Weight of the perceptual distance beside the squared error, which is 1 for the plain rule."""
     perceptual_views: int = 8
     """Cut-outs of a batch on which it is measured."""

@@ -117,11 +117,10 @@ def products(run: Run) -> Path:
 
 def _refined_commands(run: Run, out: Path) -> list[list[str]]:
     """Return commands for the same checkpoint with a setting changed in its `config.yml`."""
-    text = Path(run.config).read_text()
-    before, mark, after = text.partition("RefineSettings\n    generator: none")
-    assert mark, "The setting is in the configuration of every run."
+    before, refine, after = Path(run.config).read_text().partition("RefineSettings\n")
+    assert "    generator: none\n" in after, "The setting is in the configuration of every run."
     config = out / "refined.yml"
-    config.write_text(before + mark.replace("none", "fill") + after)
+    config.write_text(before + refine + after.replace("generator: none", "generator: fill", 1))
     (out / "known.json").write_text(json.dumps(_camera_path(_held_out_poses(run.scene))))
     shared = ["--load-config", str(config)]
     names = ["--rendered-output-names", "rgb", "splat"]

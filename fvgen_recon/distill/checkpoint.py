@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,9 +22,11 @@ from fvgen_recon.distill.parallel import (
     whole,
 )
 from fvgen_recon.errors import WeightsError
+from fvgen_recon.io.file import atomic_path
 
 _SCHEMA = 1
 _STATE = "state.json"
+_OPTIMIZER = "optimizer/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +106,62 @@ def load_tensors(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], or
                 "expected."
             )
         target.copy_(spread_like(values[name].to(target.dtype), target))
+
+
+def save_training(
+    path: Path,
+    networks: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    spent: tuple[int, float],
+) -> None:
+    """Write everything that a training in one process needs to go on into one file.
+
+    Args:
+        path: File to write.
+        networks: Networks by their part in the training.
+        optimizer: With one group of parameters.
+        names: Their names.
+        spent: Steps and seconds so far.
+    """
+    tensors = {
+        f"{part}/{key}": value
+        for part, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    state = optimizer_tensors(optimizer, names)
+    tensors |= {f"{_OPTIMIZER}{key}": value for key, value in state.items()}
+    flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    with atomic_path(path) as target:
+        save_file(flat, target, {"step": str(spent[0]), "seconds": str(spent[1])})
+
+
+def resume_training(
+    path: Path,
+    networks: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+) -> tuple[int, float]:
+    """Load what `save_training` wrote; returns steps and seconds so far.
+
+    Raises:
+        WeightsError: It is no such file, or does not fit these networks.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        step, seconds = int(header["step"]), float(header["seconds"])
+    except Exception as error:
+        raise WeightsError(f"{path} is no state of a training: {error}.") from error
+    for part, network in networks.items():
+        load_tensors(network.state_dict(), _under(f"{part}/", tensors), str(path))
+    load_optimizer(optimizer, names, _under(_OPTIMIZER, tensors))
+    return step, seconds
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def save_checkpoint(

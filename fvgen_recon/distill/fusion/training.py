@@ -9,16 +9,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fvgen_recon.distill.checkpoint import load_optimizer, load_tensors, optimizer_tensors
+from fvgen_recon.distill.checkpoint import resume_training, save_training
 from fvgen_recon.distill.fusion.bank import FusionBank, FusionBatch
 from fvgen_recon.distill.pretrain import Perceptual, autocast, update_ema
-from fvgen_recon.errors import TrainingError, WeightsError
+from fvgen_recon.errors import TrainingError
 from fvgen_recon.fusion.network import FusionNetwork
-from fvgen_recon.io.file import atomic_path
 
 _WARM = 100  # Steps.
 
@@ -90,15 +87,14 @@ class FusionTrainer:
         )
         self.step, self.seconds = 0, 0.0
 
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"model": self.network, "average": self.average}
+
     def save(self, path: Path) -> None:
         """Write everything that going on needs."""
-        tensors = {f"model/{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
-        state = optimizer_tensors(self.optimizer, list(self.names))
-        tensors |= {f"optimizer/{k}": v for k, v in state.items()}
-        flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        with atomic_path(path) as target:
-            save_file(flat, target, {"step": str(self.step), "seconds": str(self.seconds)})
+        spent = (self.step, self.seconds)
+        save_training(path, self._networks, self.optimizer, list(self.names), spent)
 
     def resume(self, path: Path) -> None:
         """Go on from what `save` wrote.
@@ -106,19 +102,9 @@ class FusionTrainer:
         Raises:
             WeightsError: It does not fit this network.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            self.step, self.seconds = int(header["step"]), float(header["seconds"])
-        except Exception as error:
-            raise WeightsError(f"{path} is no state of a fusion training: {error}.") from error
-        for prefix, target in (("model/", self.network), ("average/", self.average)):
-            values = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            load_tensors(target.state_dict(), values, str(path))
-        prefix = "optimizer/"
-        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        load_optimizer(self.optimizer, list(self.names), state)
+        self.step, self.seconds = resume_training(
+            path, self._networks, self.optimizer, list(self.names)
+        )
         # Draws are not repeated: a new seed, from how far the training is.
         self.bank.rng.manual_seed(1_000_003 + self.step)
 

@@ -120,5 +120,5 @@ def test_a_training_goes_on_where_it_stopped(tmp_path: Path):
     list(second.run())
     assert second.step == 8
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="no state of a fusion training"):
+    with pytest.raises(WeightsError, match="no state of a training"):
         second.resume(tmp_path / "bad.safetensors")

@@ -112,11 +112,11 @@ def plan(args: Arguments) -> list[Planned]:
     Raises:
         InputError: A scene is not there, or a number of inputs makes no sense.
     """
-    if min(map(int, args.views.split(","))) < 2:
+    if min(numbers(args.views)) < 2:
         raise InputError(f"At least two inputs are needed for a frame: {args.views} came.")
     suite = SUITES["folder"]
     folders = find_scenes(suite, args.data, tuple(filter(None, args.scenes.split(","))))
-    sides = [int(side) for side in args.generator_sides.split(",")]
+    sides = numbers(args.generator_sides)
     rows = [
         scene_trials(args, folder.name, open_scene(suite, folder), start)
         for start, folder in enumerate(folders)
@@ -129,9 +129,21 @@ def plan(args: Arguments) -> list[Planned]:
     ]
 
 
+def numbers(text: str) -> list[int]:
+    """Return whole numbers above 0 that commas separate.
+
+    Raises:
+        InputError: One is none.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"Whole numbers with commas between them were expected: {text} came.")
+    return [int(word) for word in words]
+
+
 def scene_trials(args: Arguments, scene: str, capture: Capture, start: int) -> list[Planned]:
     """List the trials of a scene, few and many inputs in turn; scenes start at different ones."""
-    counts = [int(count) for count in args.views.split(",")]
+    counts = numbers(args.views)
     few = [count for count in counts if count <= _FEW]
     many = [count for count in counts if count > _FEW]
     rounds = args.choices * max(len(few), len(many))
@@ -220,10 +232,11 @@ class Worker:
 
     def stop(self) -> None:
         """End the process at once."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+        # Two threads may want it: the worker's own and, when the time is over, the main one.
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def _start(self) -> subprocess.Popen[str]:
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -19,6 +19,7 @@ FILED = "+file="
 """Ending of a method whose splat is rendered again as viewers of its exported file show it, on
 black or white: `METHOD+file=black`."""
 COLORS = ("black", "white")
+RULES = ("learned", "mean")
 FUSION = "fusion"
 """Name under which weights of the network that puts both together are given."""
 
@@ -103,11 +104,15 @@ def _rendered_again(method: Method, ending: str) -> Method:
     """Return a method with an ending."""
     name = method.name + ending
     if method.renders is not None:
-        raise InputError(f"Renders that were made elsewhere cannot be refined: {name} came.")
+        raise InputError(f"Renders that were made elsewhere cannot be rendered again: {name} came.")
     if not ending.startswith(FILED):
-        generator, _, rule = ending.removeprefix(REFINED).removeprefix("=").partition(":")
+        generator, mark, rule = ending.removeprefix(REFINED).removeprefix("=").partition(":")
+        if mark and rule not in RULES:
+            raise InputError(f"{' or '.join(RULES)} was expected behind the colon: {name} came.")
         return replace(method, name=name, refine=generator or DEFAULT_GENERATOR, fusion=rule)
     color = ending.removeprefix(FILED)
+    if method.refine:
+        raise InputError(f"An exported file holds no refined renders: {name} came.")
     if color not in COLORS or not method.is_ours:
         raise InputError(
             f"METHOD{FILED}{' or '.join(COLORS)} with a method of fvgen-splat was expected: "

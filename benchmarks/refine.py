@@ -109,6 +109,7 @@ def show_file(model: Any, color: str) -> None:
     from nerfstudio.utils.colors import get_color
 
     model.eval()
+    model.frame_source = None  # A file holds no frames, whatever the run was set to show.
     model.gauss_params["opacities"].data = model.opacities.data  # Those that are exported.
     model.config.num_members = 1
     model.config.unknown, model.config.background_color = "color", color

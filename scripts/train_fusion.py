@@ -91,6 +91,7 @@ class Run:
             names, args.num_held_out
         )
         train = [e for e in examples if e.scene not in self.held_out]
+        self.scenes = sorted({e.scene for e in train})
         self.measured = [e for e in examples if e.scene in self.held_out]
         self.judge = None
         self.trainer = self._make_trainer(train)
@@ -98,7 +99,7 @@ class Run:
         self.looks: list[dict] = []
         self._resume()
         say(
-            f"{len(train)} views of {len(set(names)) - len(self.held_out)} scenes to train on, "
+            f"{len(train)} views of {len(self.scenes)} scenes to train on, "
             f"{len(self.measured)} of {', '.join(self.held_out)} to measure on"
         )
 
@@ -121,8 +122,14 @@ class Run:
         state = self.args.out / "state.safetensors"
         if not state.exists():
             return
-        self.trainer.resume(state)
         log = read_json(self.args.out / "curve.json")
+        if sorted(log["held_out"]) != sorted(self.held_out):
+            # Else scenes that it was trained on would be measured as if they were new.
+            raise InputError(
+                f"{self.args.out} was trained with {', '.join(log['held_out'])} held out, not "
+                f"{', '.join(self.held_out)}: name the same scenes or give another --out."
+            )
+        self.trainer.resume(state)
         self.curve, self.looks = log["curve"], log["looks"]
         say(f"goes on from step {self.trainer.step}, {self.trainer.seconds:.0f} s")
 
@@ -154,6 +161,7 @@ class Run:
             "step": self.trainer.step,
             "seconds": round(self.trainer.seconds, 1),
             "views": len(self.trainer.bank),
+            "scenes": self.scenes,
             "held_out": self.held_out,
             "gain": round(gain, 4),
             "settings": asdict(self.trainer.settings),

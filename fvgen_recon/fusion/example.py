@@ -46,8 +46,10 @@ def choose_held_out(scenes: Sequence[str], count: int) -> tuple[str, ...]:
     """Return some scenes to measure on, by a hash of their names: the same wherever they are.
 
     Raises:
-        InputError: None would be left to train on.
+        InputError: None would be held out, or none left to train on.
     """
+    if count < 1:
+        raise InputError(f"At least one scene has to be held out to measure on: {count} came.")
     names = sorted(set(scenes), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     if count >= len(names):
         raise InputError(

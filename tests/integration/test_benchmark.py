@@ -173,7 +173,7 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
         ({"methods": "import:x=nowhere"}, "import:NAME=FOLDER"),
         ({"weights": ("student=nowhere",)}, "Weights as GENERATOR=FOLDER"),
         ({"methods": "nothing+refine"}, "There is no method `nothing`"),
-        ({"methods": f"import:x={ROOT}+refine"}, "elsewhere cannot be refined"),
+        ({"methods": f"import:x={ROOT}+refine"}, "elsewhere cannot be rendered again"),
         ({"suite": "moon"}, "There is no suite `moon`"),
         ({"methods": "fvgen-splat,fvgen-splat"}, "Two methods have one name"),
         ({"methods": "fvgen-splat", "generators": "dream"}, "There is no generator `dream`"),

@@ -65,6 +65,12 @@ def test_samples_are_made_a_network_is_trained_and_goes_on(tmp_path: Path) -> No
     best = max(look["gain"] for look in log["looks"])
     assert card.training["gain"] == pytest.approx(best, abs=1e-3)
 
+    trained = sorted({"other", "room"} - set(log["held_out"]))
+    assert len(trained) == 1
+    assert card.training["scenes"] == trained
+    answer = _call(tmp_path, *train, "--held-out", *trained)
+    assert answer.returncode == 2
+    assert "name the same scenes or give another --out" in answer.stderr
     answer = _call(tmp_path, *train, "--held-out", "cellar")
     assert answer.returncode == 2
     assert "no samples of the scenes cellar" in answer.stderr

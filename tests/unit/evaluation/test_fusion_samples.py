@@ -80,6 +80,13 @@ def test_one_input_is_refused(samples, args):
         samples.plan(replace(args, views="1,3"))
 
 
+@pytest.mark.parametrize("field", ["views", "generator_sides"])
+@pytest.mark.parametrize("text", ["", "few", "3,", "3,0"])
+def test_what_is_no_list_of_numbers_is_refused(samples, args, field, text):
+    with pytest.raises(InputError, match="Whole numbers with commas"):
+        samples.plan(replace(args, **{field: text}))
+
+
 WORKER = """
 import json, os, sys, time
 for line in sys.stdin:

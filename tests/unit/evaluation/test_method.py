@@ -52,6 +52,19 @@ def test_files_of_our_splats_on_black_or_white_can_be_shown(methods, word):
         methods.find_method(word)
 
 
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("fvgen-splat+refine=fill+file=black", "holds no refined renders"),
+        ("fvgen-splat+refine=fill:median", "learned or mean was expected"),
+        ("fvgen-splat+refine=fill:", "learned or mean was expected"),
+    ],
+)
+def test_endings_that_make_no_sense_are_refused(methods, word, sentence):
+    with pytest.raises(InputError, match=sentence):
+        methods.find_method(word)
+
+
 def test_weights_go_to_the_part_whose_generator_they_are(methods):
     method = methods.find_method("fvgen-splat-fill+refine=student")
     weights = {"student": (Path("weights"), 4)}

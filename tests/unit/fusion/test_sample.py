@@ -85,3 +85,5 @@ def test_the_scenes_to_measure_on_are_the_same_whatever_the_order():
     assert set(choose_held_out(names, 2)) < set(chosen)
     with pytest.raises(InputError, match="none is left to train on"):
         choose_held_out(names, 9)
+    with pytest.raises(InputError, match="At least one scene"):
+        choose_held_out(names, 0)

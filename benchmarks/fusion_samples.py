@@ -42,6 +42,7 @@ _FEW = 3
 _LARGEST_GAP = 10
 """Photos from one input of an arc to the next."""
 _LEAST_TARGETS = 2
+_PATIENCE = 0.1  # Seconds.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,10 +293,10 @@ class Crew:
         for thread in threads:
             thread.join(max(0.0, self._left()))
         self.is_over = True
-        for worker in self.workers:
-            worker.stop()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            for worker in self.workers:
+                worker.stop()  # Again and again: one may have started just before the end.
+            time.sleep(_PATIENCE)
         self.write_index()
 
     def _left(self) -> float:
@@ -344,7 +345,7 @@ class Crew:
                 if source.is_file():
                     target = args.out / case.scene / f"{planned.name}_{view:05d}.npz"
                     write_sample(target, with_photo(read_sample(source), photo))
-        except FvgenError as error:
+        except (FvgenError, OSError) as error:
             return Answer(failure=str(error))
         shutil.rmtree(case.folder, ignore_errors=True)
         return answer

@@ -26,11 +26,11 @@ from frames import (
 )
 from job import Trial, score_trial, train_trial, trials_of_case
 from machine import describe_machine, plain_path
-from methods import find_method, parse_weights
+from methods import FUSION, find_method, parse_weights
 from options import SceneOptions
 
 from fvgen_recon.diffusion.generator import VideoGenerator
-from fvgen_recon.errors import FvgenError
+from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.judge import load_jury
 from fvgen_recon.evaluation.result import (
     Failure,
@@ -40,6 +40,7 @@ from fvgen_recon.evaluation.result import (
     write_result,
 )
 from fvgen_recon.evaluation.table import downstream_table, frames_table
+from fvgen_recon.fusion.checkpoint import read_fusion_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,26 @@ def plan_trials(options: Options, cases: list[Case]) -> list[Trial]:
     if not options.downstream:
         return []
     return [trial for case in cases for trial in trials_of_case(case, asdict(options))]
+
+
+def check_unseen(options: Options, cases: list[Case]) -> None:
+    """Refuse to measure a fusion on scenes that it was trained on.
+
+    Raises:
+        InputError: It was trained on one of them, or its weights are no fusion's.
+    """
+    weights = parse_weights(options.weights)
+    if FUSION not in weights:
+        return
+    card = read_fusion_card(weights[FUSION][0])
+    trained = card.training.get("scenes", ())
+    assert isinstance(trained, list | tuple)
+    seen = sorted({case.scene for case in cases} & set(map(str, trained)))
+    if seen:
+        raise InputError(
+            f"Scenes that the fusion was not trained on were expected: it has seen "
+            f"{', '.join(seen)}. Leave them out, or train it without them."
+        )
 
 
 def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
@@ -193,6 +214,7 @@ def main(options: Options) -> int:
     """Run every trial, write the JSON after each, print the tables."""
     try:
         cases = options.plan(options.views, options.splits)
+        check_unseen(options, cases)
         trials = plan_trials(options, cases)
         frames = plan_frames(options, cases)
         generators = load_generators(frames[0].generators, options.device) if frames else {}

@@ -7,6 +7,7 @@ Usage:
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,22 +85,25 @@ def build_or_tell(index: int, args: Arguments) -> None:
     try:
         build(index, args)
     except Exception as error:
+        traceback.print_exc()
         message = str(error).strip().partition("\n")[0]
         print(f"worker {index} stopped: {type(error).__name__}: {message}", file=sys.stderr)
 
 
-def run_workers(args: Arguments) -> None:
-    """Build in several processes.
+def run_workers(args: Arguments) -> int:
+    """Build in several processes; returns how many did not come to their end.
 
     Raises:
-        TrainingError: None of them came to its end.
+        TrainingError: None of them did.
     """
     notes = [args.out / f"worker-{index}.json" for index in range(args.num_workers)]
     for note in notes:
         note.unlink(missing_ok=True)
     mp.start_processes(build_or_tell, (args,), nprocs=args.num_workers, start_method="spawn")
-    if not any(note.is_file() for note in notes):
+    finished = sum(note.is_file() for note in notes)
+    if finished == 0:
         raise TrainingError("No worker came to its end: see what they said above.")
+    return len(notes) - finished
 
 
 def write_preview(folder: Path, rows: int = 4) -> None:
@@ -120,8 +124,8 @@ def _strip(clips: ClipBatch) -> torch.Tensor:
     return torch.cat([clips.target[0, 0], shown, layer, clips.target[0, middle]], -1)
 
 
-def main(args: Arguments) -> None:
-    """Fill the bank and say how long it took."""
+def main(args: Arguments) -> int:
+    """Fill the bank and say how long it took; 1 where it is smaller than it should be."""
     if args.estimator not in ESTIMATORS or args.recipe not in RECIPES:
         raise InputError(
             f"An estimator out of {', '.join(ESTIMATORS)} and a recipe out of "
@@ -129,10 +133,11 @@ def main(args: Arguments) -> None:
         )
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
     if args.num_workers == 0:
         build(0, args)
     else:
-        run_workers(args)
+        failed = run_workers(args)
     seconds = time.monotonic() - start
     counts = {
         name: sum(len(load_clips(p)) for p in args.out.glob(f"*-{name}.safetensors"))
@@ -142,11 +147,18 @@ def main(args: Arguments) -> None:
     total = sum(counts.values())
     print(json.dumps({"clips": counts, "seconds": round(seconds, 1)}))
     print(f"{total} clips in {seconds:.0f} s: {total / seconds:.1f} a second")
+    if failed:
+        print(
+            f"{failed} of {args.num_workers} workers stopped early, so these are fewer clips than "
+            "were asked for: run fewer workers on a card, or go on with another --seed.",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Arguments, description=__doc__))
+        sys.exit(main(tyro.cli(Arguments, description=__doc__)))
     except FvgenError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

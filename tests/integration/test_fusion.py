@@ -61,6 +61,14 @@ def test_samples_are_made_a_network_is_trained_and_goes_on(tmp_path: Path) -> No
     assert [line["step"] for line in log["curve"]] == [2, 4, 6]
     assert len(log["looks"]) == 2
     card = read_fusion_card(tmp_path / "fusion" / "weights")
+    (seen,) = card.training["scenes"]
+    answer = _call(
+        tmp_path, str(ROOT / "benchmarks" / "run.py"), "folder", "--data", "scenes",
+        "--scenes", seen, "--methods", "fvgen-splat-none+refine=fill:learned", "--views", "3",
+        "--weights", "fusion=fusion/weights", "--device", "cpu", "--out", "run.json",
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert f"it has seen {seen}" in answer.stderr
     assert card.training["held_out"] == log["held_out"]
     best = max(look["gain"] for look in log["looks"])
     assert card.training["gain"] == pytest.approx(best, abs=1e-3)

@@ -20,7 +20,9 @@ def test_a_failure_is_told_in_a_line(args, monkeypatch, capsys):
 
     monkeypatch.setattr(build_bank, "build", fail)
     build_or_tell(3, args)
-    assert capsys.readouterr().err == "worker 3 stopped: RuntimeError: CUDA out of memory.\n"
+    said = capsys.readouterr().err
+    assert said.endswith("worker 3 stopped: RuntimeError: CUDA out of memory.\n")
+    assert "Traceback" in said
 
 
 def test_the_others_count(args, monkeypatch):
@@ -31,7 +33,7 @@ def test_the_others_count(args, monkeypatch):
         (args.out / "worker-1.json").write_text("{}")
 
     monkeypatch.setattr(build_bank.mp, "start_processes", run)
-    run_workers(args)
+    assert run_workers(args) == 1
     assert not (args.out / "worker-0.json").exists()
 
 

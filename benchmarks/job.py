@@ -15,9 +15,9 @@ from case import Case
 from machine import plain_path
 from methods import (
     IMPORTED,
+    again_words,
     find_method,
     parse_weights,
-    refine_overrides,
     split_ending,
     weight_overrides,
 )
@@ -62,24 +62,24 @@ class Trial:
     label: str
     """Name in the results."""
     settings: Settings
-    refine: tuple[str, ...] = ()
-    """Settings with which the splat of `base` is rendered again; nothing else is trained then."""
+    again: tuple[str, ...] = ()
+    """How `refine.py` is told to render the splat of `base` again; nothing is trained then."""
 
     @property
     def base(self) -> "Trial | None":
         """The trial that trains what this one renders again; none for one that trains itself."""
-        if not self.refine:
+        if not self.again:
             return None
         word, ending = split_ending(self.method)
         name = find_method(self.method).name
         label = self.label.replace(name, name.removesuffix(ending), 1)
-        return replace(self, method=word, label=label, refine=())
+        return replace(self, method=word, label=label, again=())
 
     @property
     def folder(self) -> Path:
         """Where it is kept: other settings are another folder, so nothing stale is read."""
         key = json.dumps(asdict(self.settings), sort_keys=True) + self.method
-        key += "".join(self.refine)
+        key += "".join(self.again)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         return self.case.folder / f"{self.label.replace(':', '_')}_{digest}"
 
@@ -113,7 +113,7 @@ def trials_of_case(case: Case, said: Mapping[str, Any]) -> list[Trial]:
                 overrides=(*said["overrides"], *weight_overrides(method, weights)),
                 device=said["device"],
             ),
-            refine=refine_overrides(method, weights),
+            again=again_words(method, weights),
         )
         for name, method in zip(names, methods, strict=True)
     ]
@@ -147,10 +147,8 @@ def _command(trial: Trial, fold: Fold) -> list[str]:
     places = ("--fold", str(fold.folder.resolve()), "--out", str(trial.folder.resolve()))
     shared = (*places, "--method", trial.method, "--device", settings.device)
     if base is not None:
-        file = find_method(trial.method).file
-        how = ("--file", file) if file else ("--overrides", *trial.refine)
         trained = ("--trained", str(base.folder.resolve()))
-        return [sys.executable, str(HERE / "refine.py"), *shared, *trained, *how]
+        return [sys.executable, str(HERE / "refine.py"), *shared, *trained, *trial.again]
     return [
         sys.executable,
         str(HERE / "trial.py"),

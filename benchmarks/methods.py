@@ -158,9 +158,7 @@ def weight_overrides(
 def refine_overrides(
     method: Method, weights: Mapping[str, tuple[Path, int | None]]
 ) -> tuple[str, ...]:
-    """Return the settings with which a method's splat is rendered again; none where it is not."""
-    if method.file:
-        return (f"file={method.file}",)
+    """Return the settings with which a method's splat is refined; none where it is not."""
     if not method.refine:
         return ()
     words = [f"pipeline.refine.generator={method.refine}"]
@@ -170,6 +168,14 @@ def refine_overrides(
     if FUSION in weights and method.fusion != "mean":
         words.append(f"pipeline.refine.fusion_weights={weights[FUSION][0]}")
     return tuple(words)
+
+
+def again_words(method: Method, weights: Mapping[str, tuple[Path, int | None]]) -> tuple[str, ...]:
+    """Return how `refine.py` is told to render a method's splat again; none where it is not."""
+    if method.file:
+        return ("--file", method.file)
+    overrides = refine_overrides(method, weights)
+    return ("--overrides", *overrides) if overrides else ()
 
 
 def _weight_words(

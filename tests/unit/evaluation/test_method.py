@@ -42,8 +42,9 @@ def test_the_ending_names_what_renders_are_mixed_with(methods, word, generator):
 def test_an_ending_asks_for_what_viewers_of_the_file_see(methods, word, file, refine):
     method = methods.find_method(word)
     assert (method.name, method.file, method.refine) == (word, file, refine)
-    expected = (f"file={file}",) if file else (f"pipeline.refine.generator={refine}",)
-    assert methods.refine_overrides(method, {}) == expected
+    again = ("--file", file) if file else ("--overrides", f"pipeline.refine.generator={refine}")
+    assert methods.again_words(method, {}) == again
+    assert methods.again_words(methods.find_method("fvgen-splat"), {}) == ()
 
 
 @pytest.mark.parametrize("word", ["fvgen-splat+file=red", "splatfacto+file=black"])

@@ -8,12 +8,9 @@ Usage:
     python benchmarks/fusion_samples.py --data TRAIN --out samples --parallel 12 --budget-s 200
 """
 
-import json
-import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +23,7 @@ import torch
 import tyro
 from case import Case
 from fusion_trial import Answer, Job
-from job import HERE, search_path
+from fusion_worker import Worker
 from machine import describe_machine, plain_path
 
 from fvgen_recon.errors import FvgenError, InputError
@@ -207,65 +204,6 @@ def choose_views(
     return Split(inputs=inputs, test=test, rule=rule) if len(test) >= _LEAST_TARGETS else None
 
 
-class Worker:
-    """A process that runs one trial after another; started when it is first needed."""
-
-    def __init__(self, index: int, args: Arguments) -> None:
-        self.log = (args.work / f"worker_{index}.txt").resolve()
-        self.gpu = _visible_gpu(index % args.gpus) if args.device == "cuda" else ""
-        self.process: subprocess.Popen[str] | None = None
-
-    def ask(self, job: Job) -> Answer:
-        """Have a trial run; a process that dies is told of, and started again at the next one."""
-        process = self.process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(asdict(job)) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except (BrokenPipeError, ValueError):
-            line = ""
-        answer = Answer(**json.loads(line)) if line else self._obituary()
-        if answer.is_broken:
-            self.stop()
-        return answer
-
-    def stop(self) -> None:
-        """End the process at once."""
-        # Two threads may want it: the worker's own and, when the time is over, the main one.
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def _start(self) -> subprocess.Popen[str]:
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        environment = {
-            **os.environ,
-            **threads,
-            "PYTHONPATH": search_path(),
-            "CUDA_VISIBLE_DEVICES": self.gpu,
-        }
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "fusion_trial.py")],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=environment, cwd=self.log.parent,
-            )  # fmt: skip
-        return self.process
-
-    def _obituary(self) -> Answer:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return Answer(failure=lines[-1] if lines else "no output", is_broken=True)
-
-
-def _visible_gpu(place: int) -> str:
-    """Return one of the GPUs that this process may see."""
-    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    return names[place % len(names)] if names else str(place)
-
-
 @dataclass
 class Crew:
     """Workers that share the list of trials until it or the time is over."""
@@ -283,7 +221,12 @@ class Crew:
         self.machine = describe_machine(self.args.commit)
         self.args.work.mkdir(parents=True, exist_ok=True)
         count = max(1, min(self.args.parallel, self.total))
-        self.workers = [Worker(index, self.args) for index in range(count)]
+        self.workers = [self._worker(index) for index in range(count)]
+
+    def _worker(self, index: int) -> Worker:
+        args = self.args
+        gpu = index % args.gpus if args.device == "cuda" else None
+        return Worker(args.work / f"worker_{index}.txt", gpu)
 
     def run(self) -> None:
         """Run the trials; those that still run when the time is over are given up."""

@@ -117,7 +117,8 @@ def test_photos_are_added_and_failures_and_late_trials_given_up(
     monkeypatch.setenv("BLANK", str(tmp_path / "blank.npz"))
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "fusion_trial.py").write_text(WORKER)
-    monkeypatch.setattr(samples, "HERE", tmp_path / "here")
+    worker = importlib.import_module("fusion_worker")
+    monkeypatch.setattr(worker, "HERE", tmp_path / "here")
     monkeypatch.setattr(sys, "argv", ["fusion_samples.py"])
     args = replace(args, views="3", choices=3, parallel=2, budget_s=4)
     assert samples.main(args) == 0

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import tyro
 from distill_rig import Options, build_networks, make_clips, train_settings
 from jaxtyping import Float
@@ -32,7 +31,13 @@ from video_profile import kernel_shares
 from fvgen_recon.diffusion.viewcrafter.kernel import load_kernels, save_kernels
 from fvgen_recon.distill.config import PhaseSettings
 from fvgen_recon.distill.data import MemoryClips, TrainingBatch
-from fvgen_recon.distill.parallel import Processes, gather, mean_over_processes, start_processes
+from fvgen_recon.distill.parallel import (
+    Processes,
+    gather,
+    leave_processes,
+    mean_over_processes,
+    start_processes,
+)
 from fvgen_recon.distill.randomness import StepRng
 from fvgen_recon.distill.role import TrainedRole
 from fvgen_recon.distill.timeline import Place, cycle_length
@@ -308,8 +313,7 @@ def main(options: Options) -> None:
         measure(options, processes)
         if options.kernels is not None and processes.is_main and options.compile_blocks:
             save_kernels(options.kernels)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_processes(processes)
 
 
 if __name__ == "__main__":

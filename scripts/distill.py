@@ -27,7 +27,7 @@ from fvgen_recon.distill.data import (
     open_packed,
 )
 from fvgen_recon.distill.model import BACKBONES, finished_student, random_compact, start_networks
-from fvgen_recon.distill.parallel import Processes, start_processes, wait_for_all
+from fvgen_recon.distill.parallel import Processes, leave_processes, start_processes
 from fvgen_recon.distill.shard_plan import is_prepared
 from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.distill.synthetic import synthetic_clips
@@ -247,6 +247,7 @@ def run(options: Options) -> None:
         tracker.close()
     if trainer.is_done:
         export(options, recipe, trainer, processes)
+    leave_processes(processes)
 
 
 def export(options: Options, recipe: DistillRecipe, trainer: Trainer, processes: Processes) -> None:
@@ -259,7 +260,6 @@ def export(options: Options, recipe: DistillRecipe, trainer: Trainer, processes:
         rollout = stage_rollout(recipe.train.phases[-1].stage)
         BACKBONES[recipe.backbone].export(folder, options.teacher, student, rollout)
         log.info(f"student written to {folder}")
-    wait_for_all(processes)
 
 
 def main(options: Options) -> int:

@@ -250,3 +250,14 @@ def wait_for_all(processes: Processes) -> None:
     """Let all processes come to this point."""
     if processes.count > 1:
         dist.barrier()
+
+
+def leave_processes(processes: Processes) -> None:
+    """Leave the group, as the last thing that a program which went well does.
+
+    Threads of a group that is left to the end of the interpreter may abort it: a finished run would
+    end with the status of a crash. After an error nobody leaves: others may wait in a collective.
+    """
+    wait_for_all(processes)
+    if processes.count > 1:
+        dist.destroy_process_group()

@@ -49,10 +49,8 @@ class Arguments:
     features: Path | None = None
     """File of packed feature networks (scripts/pack_scenes.py): VGG is trained on, AlexNet judges.
     Without it the installed package's are taken, where there is one."""
-    seconds: float = 150.0
-    """Wall-clock budget of the training itself, earlier parts included."""
     settings: FusionSettings = field(default_factory=FusionSettings)
-    """How it is trained; its `seconds` are those above."""
+    """How long and how it is trained."""
     network: FusionConfig = field(default_factory=FusionConfig)
     """Its shape."""
     init: Path | None = None
@@ -72,12 +70,27 @@ class Arguments:
     seed: int = 0
 
 
+_CHOSEN = (
+    "Scenes that were not trained on. The weights are those that gained most on {count} of these "
+    "views, so that what is learned looks a little better here than on scenes of which nothing was "
+    "chosen.\n\n"
+)
 START = time.monotonic()
 
 
 def say(text: str) -> None:
     """Print with the time since the start."""
     print(f"[{time.monotonic() - START:6.1f} s] {text}", flush=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What the averaged weights gained on the scenes held out."""
+
+    step: int
+    views: int
+    gain: float
+    """In dB over the plain rule."""
 
 
 class Run:
@@ -95,8 +108,8 @@ class Run:
         self.measured = [e for e in examples if e.scene in self.held_out]
         self.judge = None
         self.trainer = self._make_trainer(train)
-        self.curve: list[dict] = []
-        self.looks: list[dict] = []
+        self.curve: list[FusionProgress] = []
+        self.looks: list[Look] = []
         self._resume()
         say(
             f"{len(train)} views of {len(self.scenes)} scenes to train on, "
@@ -114,9 +127,8 @@ class Run:
             perceptual = load_stlpips("vgg", num_slices=_VGG_SLICES, path=args.features)
             perceptual = perceptual.to(self.device)
             self.judge = load_stlpips("alex", path=args.features).to(self.device)
-        settings = FusionSettings(**{**asdict(args.settings), "seconds": args.seconds})
         bank = FusionBank(train, self.device, args.seed)
-        return FusionTrainer(network.to(self.device), bank, settings, perceptual)
+        return FusionTrainer(network.to(self.device), bank, args.settings, perceptual)
 
     def _resume(self) -> None:
         state = self.args.out / "state.safetensors"
@@ -130,15 +142,16 @@ class Run:
                 f"{', '.join(self.held_out)}: name the same scenes or give another --out."
             )
         self.trainer.resume(state)
-        self.curve, self.looks = log["curve"], log["looks"]
+        self.curve = [FusionProgress(**line) for line in log["curve"]]
+        self.looks = [Look(**look) for look in log["looks"]]
         say(f"goes on from step {self.trainer.step}, {self.trainer.seconds:.0f} s")
 
     def train(self) -> None:
         """Train until the budget is spent; look at the scenes held out on the way."""
         seen = self.trainer.seconds
         for line in self.trainer.run():
-            self.curve.append(asdict(line))
-            say(describe(line, self.args.seconds))
+            self.curve.append(line)
+            say(describe(line, self.args.settings.seconds))
             if line.seconds - seen >= self.args.measure_every and self.trainer.share < 1:
                 self.look(spread_out(self.measured, self.args.measure_views))
                 seen = line.seconds
@@ -148,8 +161,8 @@ class Run:
         """Measure the averaged weights; keep them where none before gained more."""
         figures = measure_examples(self.trainer.average, views, self.device, self.judge)
         gain = mean_gain(figures)
-        best = max((one["gain"] for one in self.looks), default=float("-inf"))
-        self.looks.append({"step": self.trainer.step, "views": len(views), "gain": gain})
+        best = max((one.gain for one in self.looks), default=float("-inf"))
+        self.looks.append(Look(step=self.trainer.step, views=len(views), gain=gain))
         say(f"gains {gain:+.3f} dB over the plain rule on {len(views)} views held out")
         if gain > best:
             self._keep(gain)
@@ -172,7 +185,11 @@ class Run:
 
     def _save(self) -> None:
         self.trainer.save(self.args.out / "state.safetensors")
-        log = {"held_out": self.held_out, "curve": self.curve, "looks": self.looks}
+        log = {
+            "held_out": self.held_out,
+            "curve": [asdict(line) for line in self.curve],
+            "looks": [asdict(look) for look in self.looks],
+        }
         write_json(self.args.out / "curve.json", log)
 
     def finish(self) -> None:
@@ -181,7 +198,8 @@ class Run:
         network = load_fusion(self.args.out / "weights").to(self.device)
         figures = measure_examples(network, self.measured, self.device, self.judge)
         write_json(self.args.out / "views.json", [asdict(one) for one in figures])
-        table = gain_table(figures)
+        chosen_on = min(len(self.measured), self.args.measure_views)
+        table = _CHOSEN.format(count=chosen_on) + gain_table(figures)
         with atomic_path(self.args.out / "table.md") as path:
             path.write_text(table, encoding="utf-8")
         print(table, flush=True)

@@ -26,6 +26,7 @@ from fvgen_recon.pointcloud import ESTIMATORS
 
 FROZEN = Path(__file__).resolve().parent / "splits"
 """Lists of suites that freeze their splits."""
+_FOLD = "fold"
 _SEEN_ESTIMATOR = "plane-sweep"
 
 
@@ -50,17 +51,30 @@ class Case:
 
     def fold(self) -> Fold:
         """Return the fold; it is written where it is missing or of another split or size."""
-        folder = self.folder / "fold"
-        size = fold_size(self.capture, self.split, self.long_side)
+        kept = self._read_fold()
+        if kept is not None and self._fits(kept):
+            return kept
+        if kept is not None:  # Trials of another fold say nothing about this one.
+            shutil.rmtree(self.folder)
+        return write_fold(self.capture, self.split, self.folder / _FOLD, long_side=self.long_side)
+
+    @property
+    def has_fold(self) -> bool:
+        """Whether the fold is there already, so that finished trials beside it count."""
+        kept = self._read_fold()
+        return kept is not None and self._fits(kept)
+
+    def _read_fold(self) -> Fold | None:
         try:
-            fold = read_fold(folder)
+            return read_fold(self.folder / _FOLD)
         except InputError:
-            return write_fold(self.capture, self.split, folder, long_side=self.long_side)
+            return None
+
+    def _fits(self, fold: Fold) -> bool:
+        """Whether a fold has the split and the size that are asked for."""
+        size = fold_size(self.capture, self.split, self.long_side)
         same = (fold.inputs, fold.test) == (self.split.inputs, self.split.test)
-        if same and (fold.height, fold.width) == size:
-            return fold
-        shutil.rmtree(self.folder)
-        return write_fold(self.capture, self.split, folder, long_side=self.long_side)
+        return same and (fold.height, fold.width) == size
 
     def held_out(self, fold: Fold, device: str) -> HeldOut:
         """Open the held-out photos, for scoring."""

@@ -55,6 +55,21 @@ class FramesJob:
         key = f"{self.generators} {self.long_side} {self.seed}"
         return self.case.folder / f"frames_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
+    @property
+    def table_file(self) -> Path:
+        """Where its rows are kept."""
+        return self.folder / "frames.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its rows are there, of the split of today."""
+        return self.case.has_fold and self.table_file.is_file()
+
+    @property
+    def title(self) -> str:
+        """What it is called while a run goes on."""
+        return f"{self.case.scene}, {self.case.num_views} views, frames"
+
 
 def names_of_generators(methods: Sequence[Method]) -> tuple[str, ...]:
     """Return the generators of methods, after those that need no network."""
@@ -97,7 +112,7 @@ def measure_frames(
     job: FramesJob, generators: Mapping[str, VideoGenerator], jury: Jury
 ) -> tuple[FrameResult, ...] | Failure:
     """Measure every generator, unless that was done before."""
-    done = job.folder / "frames.json"
+    done = job.table_file
     if done.is_file():
         return tuple(frame_from_json(row) for row in read_json(done))
     case = job.case

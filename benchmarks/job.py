@@ -88,6 +88,16 @@ class Trial:
         """Where its scores are kept."""
         return self.folder / "score.json"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its scores are there, of the photos and size of today."""
+        return self.case.has_fold and self.score_file.is_file()
+
+    @property
+    def title(self) -> str:
+        """What it is called while a run goes on."""
+        return f"{self.case.scene}, {self.case.num_views} views, {self.label}"
+
 
 def trials_of_case(case: Case, said: Mapping[str, Any]) -> list[Trial]:
     """Return the trials of a case by the options of a run.

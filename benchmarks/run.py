@@ -7,7 +7,6 @@ Usage:
 
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from job import Trial, score_trial, train_trial, trials_of_case
 from machine import describe_machine, plain_path
 from methods import FUSION, find_method, parse_weights
 from options import SceneOptions
+from progress import Progress
 
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import FvgenError, InputError
@@ -145,7 +145,6 @@ class Bench:
         self.machine = describe_machine(options.commit)
         self.jury = load_jury(options.device, options.features)
         self.found: list[Found] = []
-        self.start = time.perf_counter()
         # Folds, masks and scores are made one at a time: they share the networks.
         self.lock = threading.Lock()
         # A splat that several trials render is trained once: the others wait for its folder.
@@ -158,13 +157,15 @@ class Bench:
         generators: Mapping[str, VideoGenerator],
     ) -> RunResult:
         """Run all trials, several at a time, then the generators, alone so that times are fair."""
-        total = len(trials) + len(frames)
+        progress = Progress([job.is_finished for job in (*trials, *frames)])
         with ThreadPoolExecutor(self.options.parallel) as pool:
             running = [pool.submit(self._run_trial, trial) for trial in trials]
-            for count, (trial, outcome) in enumerate(zip(trials, running, strict=True), 1):
-                self._keep(outcome.result(), count, total, trial.folder.name)
-        for count, job in enumerate(frames, len(trials) + 1):
-            self._keep(measure_frames(job, generators, self.jury), count, total, "frames")
+            for trial, outcome in zip(trials, running, strict=True):
+                self._keep(outcome.result())
+                print(progress.step(trial.title), file=sys.stderr)
+        for job in frames:
+            self._keep(measure_frames(job, generators, self.jury))
+            print(progress.step(job.title), file=sys.stderr)
         return self.result()
 
     def _run_trial(self, trial: Trial) -> TrialResult | Failure:
@@ -178,12 +179,10 @@ class Bench:
         with self.lock:
             return score_trial(trial, fold, self.jury)
 
-    def _keep(self, found: Found, count: int, total: int, what: str) -> None:
-        """Add what was found to the file and say how long the rest will take."""
+    def _keep(self, found: Found) -> None:
+        """Add what was found to the file."""
         self.found.append(found)
         write_result(self.options.out, self.result())
-        left = (time.perf_counter() - self.start) / count * (total - count)
-        print(f"{count} of {total} done ({what}), about {left:.0f} s left", file=sys.stderr)
 
     def result(self) -> RunResult:
         """Return what has been found so far, in the order of the plan."""

@@ -375,17 +375,32 @@ class FvgenModel(RefinableModel):
 
     @torch.no_grad()
     def add_points(self, cloud: PointCloud) -> int:
-        """Add Gaussians on points, as far as there is room; return how many were added."""
-        room = self.config.max_gaussians - self.num_points
-        if len(cloud) > room or len(cloud) < 2:
+        """Add Gaussians on points to every member, if there is room; return how many were added."""
+        count, old = self.config.num_members, self.num_points
+        if count * len(cloud) > self.config.max_gaussians - old or len(cloud) < 2:
             return 0
         new = make_gaussians(cloud, self.config.sh_degree)
+        new = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in new.items()}
         append_gaussians(self.gauss_params, self.optimizers, self.strategy_state, new)
-        return len(cloud)
+        member = self.strategy_state["member"]
+        member[old:] = torch.arange(count).repeat_interleave(len(cloud)).to(member)
+        return count * len(cloud)
 
     @torch.no_grad()
     def render_black(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-        """Render OpenCV cameras on black: colours `T 3 H W`, opacity and depth `T 1 H W`."""
+        """Render OpenCV cameras on black: colours `T 3 H W`, opacity and depth `T 1 H W`.
+
+        The splat is shown as in evaluation, also in the midst of training, where a round asks: with
+        all its Gaussians and all its members.
+        """
+        is_training = self.training
+        self.eval()
+        try:
+            return self._render_black(cameras)
+        finally:
+            self.train(is_training)
+
+    def _render_black(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
         size = (cameras.height, cameras.width)
         self.left_out, masks = None, self._shown(to_nerfstudio(cameras[0]), None)
         rows = []

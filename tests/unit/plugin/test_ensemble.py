@@ -77,6 +77,19 @@ def test_evaluation_shows_the_mean_of_the_members():
     torch.testing.assert_close(alpha[0].permute(1, 2, 0), both["accumulation"])
 
 
+def test_added_points_are_shown_by_every_member():
+    model = _model(max_gaussians=2 * NUM_POINTS).train()
+    groups = model.get_gaussian_param_groups()
+    model.optimizers = {name: torch.optim.Adam(group) for name, group in groups.items()}
+    assert model.add_points(make_cloud(20, seed=5)) == 40
+    members = model.strategy_state["member"]
+    shown = [member_indices(members, 2)[member] for member in range(2)]
+    assert [len(index) for index in shown] == [NUM_POINTS // 2 + 20] * 2
+    added = [model.means[index[-20:]] for index in shown]
+    torch.testing.assert_close(added[0], added[1])
+    assert model.add_points(make_cloud(20, seed=6)) == 0  # There is room for one member alone.
+
+
 def test_a_checkpoint_knows_the_members():
     model, other = _model(), _model()
     state = model.state_dict()

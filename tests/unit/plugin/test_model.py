@@ -138,6 +138,16 @@ def test_dropout_rises_with_the_run_and_never_touches_evaluation():
     assert (model.eval()._opacities(model.opacities) > 0).all()
 
 
+def test_rounds_see_all_gaussians_in_the_midst_of_training():
+    model = _seeded(dropout=0.5)
+    model.num_steps = model.step = 100
+    cameras = make_cameras(3, 24, 32)
+    wanted = model.eval().render_black(cameras)
+    for ours, plain in zip(model.train().render_black(cameras), wanted, strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert model.training
+
+
 def test_unknown_pixels_take_colours_from_around():
     flat, diffuse = (_seeded(unknown=u, seed_size=0.3).eval() for u in ("color", "diffuse"))
     camera = to_nerfstudio(make_cameras(3, 24, 32)[1])

@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+_FAINT = 1e-6
+"""Mean opacity of a render that says as little about colours as nothing at all."""
+
 
 def diffuse_colors(
-    colors: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"]
+    colors: Float[Tensor, "H W 3"], alpha: Float[Tensor, "H W 1"], unseen: Float[Tensor, "3"]
 ) -> Float[Tensor, "H W 3"]:
     """Return a render whose holes are filled from their surroundings, the smoother the larger.
 
@@ -18,6 +21,7 @@ def diffuse_colors(
     Args:
         colors: Render on black, so that colours are already multiplied by opacity.
         alpha: Opacity in [0, 1].
+        unseen: Colour of a render in which nothing is seen from which colours could flow.
     """
     level = torch.cat([colors, alpha], dim=-1).permute(2, 0, 1)[None]
     levels = [level]
@@ -28,7 +32,7 @@ def diffuse_colors(
         level = level * ((2 * full).clamp_max(1.0) / full.clamp_min(1e-6))
         levels.append(level)
     top = levels.pop()
-    filled = top[:, :3] / top[:, 3:].clamp_min(1e-6)
+    filled = (top[:, :3] + _FAINT * unseen[:, None, None]) / (top[:, 3:] + _FAINT)
     for level in reversed(levels):
         below = F.interpolate(filled, level.shape[-2:], mode="bilinear", align_corners=False)
         filled = level[:, :3] + (1 - level[:, 3:]) * below
@@ -36,7 +40,7 @@ def diffuse_colors(
 
 
 def fill_holes(
-    colors: Float[Tensor, "1 H W 3"], alpha: Float[Tensor, "1 H W 1"]
+    colors: Float[Tensor, "1 H W 3"], alpha: Float[Tensor, "1 H W 1"], unseen: Float[Tensor, "3"]
 ) -> Float[Tensor, "1 H W 3"]:
-    """Put a render on black on colours from around its holes."""
-    return colors + (1 - alpha) * diffuse_colors(colors[0], alpha[0])
+    """Put a render on black on colours from around its holes; on `unseen` where all is a hole."""
+    return colors + (1 - alpha) * diffuse_colors(colors[0], alpha[0], unseen)

@@ -82,7 +82,7 @@ class FvgenModel(RefinableModel):
         self._members: tuple[Tensor, list[Tensor]] | None = None
         wrap = Replayed if self.config.replay else lambda function: function
         share = self.config.ssim_lambda
-        self._filled = wrap(lambda colors, alpha: (fill_holes(colors, alpha),))
+        self._filled = wrap(lambda *tensors: (fill_holes(*tensors),))
         self._photo_losses = wrap(lambda image, photo: (photo_loss(image, photo, share),))
         self._frame_losses = wrap(lambda image, frame, w: (frame_loss(image, frame, w, share),))
         self._depth_losses = wrap(lambda *tensors: (disparity_loss(*tensors),))
@@ -222,7 +222,7 @@ class FvgenModel(RefinableModel):
         unknown = self.config.unknown
         is_filled = unknown == "diffuse-always" or (unknown == "diffuse" and not self.training)
         if is_filled and self.crop_box is None:
-            (rgb,) = self._filled(colors[..., :3], alpha)
+            (rgb,) = self._filled(colors[..., :3], alpha, self._mean_color())
         else:
             rgb = colors[..., :3] + (1 - alpha) * background
         rgb = self.exposure(rgb, camera).clamp(0.0, 1.0)
@@ -241,6 +241,10 @@ class FvgenModel(RefinableModel):
             "accumulation": alpha.squeeze(0),
             "background": background,
         }
+
+    def _mean_color(self) -> Tensor:
+        """Return what a view shows in which there is no Gaussian: their mean colour, `3`."""
+        return self.colors.detach().clamp(0, 1).mean(dim=0)
 
     def _target_of(self, batch: dict[str, Any]) -> Tensor:
         """Return a view's image `H W 3` at the current size, once for metrics and losses."""

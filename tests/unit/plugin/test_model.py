@@ -162,6 +162,19 @@ def test_unknown_pixels_take_colours_from_around():
     torch.testing.assert_close(always(camera)["rgb"], second["rgb"])
 
 
+@pytest.mark.parametrize("make", [_seeded, _model])
+def test_a_view_without_any_gaussian_has_their_mean_colour_and_is_not_black(make):
+    model = make(unknown="diffuse-always").eval()
+    camera = to_nerfstudio(make_cameras(3, 24, 32)[1])
+    camera.camera_to_worlds[..., 2] *= -1  # Looks away from all of them.
+    camera.camera_to_worlds[..., 0] *= -1
+    outputs = model.get_outputs_for_camera(camera)
+    assert float(outputs["accumulation"].max()) == 0
+    mean = model.colors.detach().clamp(0, 1).mean(dim=0)
+    assert float(mean.min()) > 0.2
+    torch.testing.assert_close(outputs["rgb"], mean.expand(24, 32, 3))
+
+
 def test_what_is_known_of_gaussians_follows_them_when_they_are_added_and_removed(batch):
     model = _seeded(strategy="default", densify_grad_thresh=0.0, warmup_length=0, refine_every=2)
     assert len(model.strategy_state["origin"]) == 60

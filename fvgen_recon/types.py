@@ -54,9 +54,14 @@ class Cameras:
         error = (rotation @ rotation.mT - eye).abs().amax() if rotation.numel() else eye.sum() * 0
         proper = bool((torch.linalg.det(rotation) > 0).all())
         _require(
-            float(error) < _RIGID_TOLERANCE and proper,
+            float(error) < _RIGID_TOLERANCE,
             f"Camera poses must be rigid (rotation and translation): the rotation part is off by "
-            f"{float(error):.2g}, or it mirrors. Remove scale from the poses.",
+            f"{float(error):.2g}. Remove scale from the poses, and give them more digits.",
+        )
+        _require(
+            proper,
+            "Camera poses must be rigid (rotation and translation): the rotation part mirrors. "
+            "Turn the world around instead of flipping one of its axes.",
         )
 
     @property

@@ -221,7 +221,7 @@ def _slot(origin: Origin) -> tuple[int, int, int]:
 def _read_manifest(folder: Path) -> tuple[list[BankEntry], int]:
     """Read and check a manifest: its frames and the number of its whole rounds."""
     manifest = read_json(folder / MANIFEST)
-    version = manifest.get("schema_version")
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
             f"The bank in {folder} has schema version {version}; this version of fvgen-recon reads "

@@ -43,13 +43,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON; the byte order mark that some editors put first is skipped.
 
     Raises:
         InputError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path} was expected and is not there.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

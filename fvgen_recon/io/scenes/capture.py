@@ -76,11 +76,13 @@ class Capture:
         assert len(self.names) == len(self.paths) == len(self.cameras) == len(self.lenses)
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise InputError(f"The scene {self.folder} names the frame {twice} more than once.")
+            raise InputError(
+                f"The scene {self.folder} names the frame {twice} more than once: keep one of them."
+            )
         if not any(self.has_photo(index) for index in range(len(self))):
             raise InputError(
                 f"No images were found for the {len(self)} frames of {self.folder}: a scene needs "
-                "at least two photos on disk."
+                f"at least two photos on disk; the first was expected at {self.paths[0]}."
             )
 
     def __len__(self) -> int:

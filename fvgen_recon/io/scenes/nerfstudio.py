@@ -18,7 +18,7 @@ from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
 TRANSFORMS = "transforms.json"
-_IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg")
+_IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 _REDUCED = ("images_2", "images_4", "images_8")
 _FISHEYE = {"OPENCV_FISHEYE"}
 _RATIONAL = {"FULL_OPENCV"}
@@ -135,8 +135,8 @@ def _default_size(
 
 def _number(place: str, values: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = values.get(key, default)
-    if not isinstance(value, (int, float)):
-        raise InputError(f"{place} needs a number for `{key}`: {value!r} came.")
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{place} needs a finite number for `{key}`: {value!r} came.")
     return float(value)
 
 
@@ -146,13 +146,10 @@ def _camera(place: str, values: Mapping[str, Any], default: tuple[int, int] | No
         height, width = default
     else:
         height, width = (int(_number(place, values, key)) for key in ("h", "w"))
+    c2w = opengl_to_opencv(torch.from_numpy(_pose(place, values)).float())
+    K = _intrinsics(place, values, height, width)
     try:
-        return Cameras(
-            c2w=opengl_to_opencv(torch.from_numpy(_pose(place, values)).float()),
-            K=_intrinsics(place, values, height, width),
-            height=height,
-            width=width,
-        )
+        return Cameras(c2w=c2w, K=K, height=height, width=width)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 
@@ -174,10 +171,10 @@ def _intrinsics(place: str, values: Mapping[str, Any], height: int, width: int) 
         fx = _number(place, values, "fl_x")
         fy = _number(place, values, "fl_y", fx)
     elif "camera_angle_x" in values:
-        fx = 0.5 * width / math.tan(0.5 * _number(place, values, "camera_angle_x"))
+        fx = _focal_length(place, values, "camera_angle_x", width)
         fy = fx
         if "camera_angle_y" in values:
-            fy = 0.5 * height / math.tan(0.5 * _number(place, values, "camera_angle_y"))
+            fy = _focal_length(place, values, "camera_angle_y", height)
     else:
         raise InputError(
             f"{place} has no intrinsics: give `fl_x` (and `fl_y`, `cx`, `cy`) or `camera_angle_x`, "
@@ -186,6 +183,14 @@ def _intrinsics(place: str, values: Mapping[str, Any], height: int, width: int) 
     cx = _number(place, values, "cx", width / 2)
     cy = _number(place, values, "cy", height / 2)
     return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def _focal_length(place: str, values: Mapping[str, Any], key: str, side: int) -> float:
+    """Return the focal length in pixels at which the field of view spans a side of the image."""
+    angle = _number(place, values, key)
+    if not 0 < angle < math.pi:
+        raise InputError(f"{place} needs a `{key}` between 0 and pi radians: {angle:g} came.")
+    return 0.5 * side / math.tan(0.5 * angle)
 
 
 def _lens(place: str, values: Mapping[str, Any]) -> Lens:
@@ -233,4 +238,10 @@ def _points(
         return read_tracks(folder / TRACKS, frame_of)
     if meta.get("ply_file_path") is None:
         return None, None
-    return read_points(folder / str(meta["ply_file_path"])), None
+    cloud = folder / str(meta["ply_file_path"])
+    if not cloud.is_file():
+        raise InputError(
+            f"The `ply_file_path` of {folder} names {cloud}, which is not there: copy the points "
+            "to it or remove the key."
+        )
+    return read_points(cloud), None

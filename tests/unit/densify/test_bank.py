@@ -135,6 +135,9 @@ def test_another_schema_or_a_missing_file_is_one_sentence(tmp_path: Path) -> Non
     manifest.write_text(json.dumps({**content, "schema_version": 99}))
     with pytest.raises(InputError, match="schema version 99"):
         Bank(tmp_path)
+    manifest.write_text("[]")
+    with pytest.raises(InputError, match="schema version None"):
+        Bank(tmp_path)
     manifest.write_text(json.dumps({"schema_version": 1, "num_rounds": 0, "frames": [{"K": []}]}))
     with pytest.raises(InputError, match="damaged"):
         Bank(tmp_path)

@@ -11,6 +11,11 @@ def test_json_comes_back(tmp_path):
     assert read_json(tmp_path / "a" / "b.json") == {"x": [1, 2.5, None]}
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "x.json").write_text('{"x": "é"}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "x.json") == {"x": "é"}
+
+
 def fail_halfway(path):
     with atomic_path(path) as temporary:
         temporary.write_text("half")

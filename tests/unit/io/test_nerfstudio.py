@@ -67,6 +67,12 @@ def test_paths_may_lack_their_ending(tmp_path):
     assert capture.paths[0].name == "000.png"
 
 
+def test_endings_that_are_left_out_may_be_in_capitals(tmp_path):
+    folder = change_frame(write_scene(tmp_path), 0, file_path="images/000")
+    (folder / "images" / "000.png").rename(folder / "images" / "000.PNG")
+    assert load_capture(folder).paths[0].name == "000.PNG"
+
+
 @pytest.mark.parametrize(
     ("changes", "is_fisheye", "coefficients"),
     [
@@ -182,7 +188,7 @@ BAD_POSES = {
     "four by four|4x4": [[1.0, 2], [3, 4]],
     "4x4": "none",
     "must be rigid": [[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]],
-    "must be rigid.*mirrors": [[-1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    "must be rigid.*part mirrors": [[-1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
     "must be finite": [[float("nan"), 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
     "finite": [[1.0, 0, 0, float("inf")], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
 }
@@ -203,20 +209,33 @@ def test_bad_poses_name_their_frame(tmp_path, sentence):
         ({"frames": [{"transform_matrix": shifted(0)}]}, "has no `file_path`"),
         ({"frames": [3]}, "has no `file_path`"),
         ({"frames": [{"file_path": "images/000.png"}]}, "needs a 4x4"),
-        ({"fl_x": "long"}, "needs a number for `fl_x`: 'long' came"),
+        ({"fl_x": "long"}, "needs a finite number for `fl_x`: 'long' came"),
         ({"fl_x": -3.0}, "Focal lengths must be positive"),
-        ({"cx": float("nan")}, "must be finite"),
+        ({"cx": float("nan")}, "needs a finite number for `cx`: nan came"),
+        ({"w": float("nan")}, "needs a finite number for `w`: nan came"),
+        ({"h": float("inf")}, "needs a finite number for `h`: inf came"),
+        ({"k1": float("nan")}, "needs a finite number for `k1`: nan came"),
         ({"w": 0}, "at least 1x1"),
         ({"k4": 0.1}, "k4, k5 or k6"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera model EQUIRECTANGULAR"),
         ({"distortion_params": [1, 2]}, "six `distortion_params`"),
-        ({"ply_file_path": "gone.ply"}, r"gone\.ply was expected"),
+        ({"ply_file_path": "gone.ply"}, r"gone\.ply, which is not there"),
     ],
 )
 def test_bad_values_get_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
         load_capture(write_scene(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("Frame ") <= 1
+
+
+@pytest.mark.parametrize("angle", [0, -0.5, 3.2])
+def test_fields_of_view_that_no_pinhole_has(tmp_path, angle):
+    meta = read_meta(write_scene(tmp_path))
+    del meta["fl_x"], meta["fl_y"]
+    write_meta(tmp_path, {**meta, "camera_angle_x": angle})
+    with pytest.raises(InputError, match="`camera_angle_x` between 0 and pi"):
+        load_capture(tmp_path)
 
 
 def test_missing_intrinsics(tmp_path):

@@ -81,7 +81,7 @@ def test_no_photo_on_disk(tmp_path):
     write_scene(tmp_path)
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="No images were found for the 4 frames"):
+    with pytest.raises(InputError, match=r"No images were found for the 4 frames.*images/000\.png"):
         load_capture(tmp_path)
 
 

@@ -15,8 +15,10 @@ import tyro
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.densify.densifier import Densified, Densifier, DensifyConfig
 from fvgen_recon.densify.export import export_views
-from fvgen_recon.errors import FvgenError
-from fvgen_recon.io.scenes import ViewSelection, load_capture, load_scene, select_views
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.io.file import require_folder
+from fvgen_recon.io.scenes import Capture, ViewSelection, load_capture, load_scene, select_views
+from fvgen_recon.io.scenes.nerfstudio import TRANSFORMS
 from fvgen_recon.io.video import write_video
 
 
@@ -39,6 +41,7 @@ class Options:
 def run(options: Options) -> Densified:
     """Load the chosen photos, generate clips and write everything."""
     capture = load_capture(options.data)
+    _check_output(options.output, capture)
     selection = ViewSelection(count=options.views)
     split = select_views(capture, selection)
     scene = load_scene(capture, split.inputs).to(options.device)
@@ -47,9 +50,24 @@ def run(options: Options) -> Densified:
     bank = Bank(options.output / "bank")
     densified = Densifier(config).run(scene, bank=bank)
     export_views(options.output, densified, bank)
+    for old in options.output.glob("clip_*.mp4"):
+        old.unlink()
     for index, clip in enumerate(densified.clips):
         write_video(options.output / f"clip_{index:03d}.mp4", clip.frames.cpu(), 8.0)
     return densified
+
+
+def _check_output(output: Path, capture: Capture) -> None:
+    """Refuse folders in which something of the user's would be written over."""
+    require_folder(output)
+    bank = output / "bank"
+    require_folder(bank)
+    is_foreign = (output / TRANSFORMS).exists() and not bank.is_dir()
+    if is_foreign or output.resolve() == capture.folder.resolve():
+        raise InputError(
+            f"The output folder {output} holds a scene already, whose {TRANSFORMS} would be "
+            "replaced: name another folder."
+        )
 
 
 def main(options: Options) -> int:

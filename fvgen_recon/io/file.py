@@ -36,6 +36,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_folder(path: Path) -> None:
+    """Check that a folder can be written, before the work that is to be kept there; make nothing.
+
+    Raises:
+        InputError: The folder, or the nearest folder above it that exists, is a file or is
+            protected.
+    """
+    path = Path(path).absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"The folder {path} cannot be made: {existing} is a file; name another.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"The folder {path} cannot be written: {existing} is protected; name another."
+        )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, indented by one space."""
     with atomic_path(path) as temporary:

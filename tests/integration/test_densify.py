@@ -102,6 +102,38 @@ def test_another_generator_replaces_the_frames(room: Path, output: Path, tmp_pat
     assert len(load_capture(tmp_path / "out")) == len(load_capture(output))
 
 
+def test_videos_of_an_earlier_run_do_not_stay(room: Path, tmp_path: Path) -> None:
+    options = _options(room, tmp_path / "out")
+    for views in (NUM_VIEWS, 2):
+        assert main(replace(options, views=views)) == 0
+    assert [path.name for path in (tmp_path / "out").glob("clip_*.mp4")] == ["clip_000.mp4"]
+
+
+def test_a_scene_is_never_written_over(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (room / "transforms.json").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "transforms.json").write_text("{}")
+    for output in (room, room / ".." / room.name, other):
+        assert main(_options(room, output)) == 2
+        assert "holds a scene already" in capsys.readouterr().err
+    assert (room / "transforms.json").read_text() == before
+    assert [path.name for path in other.iterdir()] == ["transforms.json"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "folder"])
+def test_an_output_that_is_a_file_is_told_before_the_work(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "bank").write_text("mine")
+    assert main(_options(room, tmp_path / place)) == 2
+    assert "is a file; name another" in capsys.readouterr().err
+
+
 def test_a_users_own_path_is_followed(room: Path, tmp_path: Path) -> None:
     poses = torch.tensor(
         [

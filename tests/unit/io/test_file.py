@@ -3,7 +3,7 @@ import os
 import pytest
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.file import atomic_path, read_json, write_json
+from fvgen_recon.io.file import atomic_path, read_json, require_folder, write_json
 
 
 def test_json_comes_back(tmp_path):
@@ -49,3 +49,15 @@ def test_broken_json_names_the_file(tmp_path, content):
 def test_missing_json_names_the_file(tmp_path):
     with pytest.raises(InputError, match=r"x\.json was expected"):
         read_json(tmp_path / "x.json")
+
+
+def test_folders_that_can_be_written_pass_and_are_not_made(tmp_path):
+    require_folder(tmp_path)
+    require_folder(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == []
+
+
+def test_protected_folders_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # Nothing is protected from root.
+    with pytest.raises(InputError, match="is protected; name another"):
+        require_folder(tmp_path / "a")

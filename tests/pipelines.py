@@ -54,11 +54,13 @@ def open_pipeline(
     strategy: Strategy = "default",
     estimator: str = "random",
     refine: RefineSettings | None = None,
+    views: tuple[str, ...] = (),
     **settings,
 ) -> FvgenPipeline:
     torch.manual_seed(0)
     parser = FvgenDataParserConfig(
         data=room,
+        view_names=views,
         estimator=estimator,
         num_points=300,
         ensemble=ensemble,

@@ -94,8 +94,9 @@ class Bank:
         self.folder = Path(folder)
         self._entries: list[BankEntry] = []
         self._num_rounds = 0
+        self._inputs: Float[Tensor, "V 4 4"] | None = None
         if (self.folder / MANIFEST).exists():
-            self._entries, self._num_rounds = _read_manifest(self.folder)
+            self._entries, self._num_rounds, self._inputs = _read_manifest(self.folder)
 
     def __len__(self) -> int:
         """Number of frames, taken-out ones included."""
@@ -110,6 +111,34 @@ class Bank:
     def num_rounds(self) -> int:
         """Number of rounds that are whole; one that was interrupted does not count."""
         return self._num_rounds
+
+    def require_inputs(self, cameras: Cameras) -> None:
+        """Check that the frames were made from the photos of these cameras, in their world.
+
+        A bank of other photos may show what is held out now. Banks that do not say what they were
+        made from are taken as they are.
+
+        Raises:
+            InputError: They were made from other photos or in another world.
+        """
+        if not self._has_inputs(cameras):
+            raise InputError(
+                f"The frames of the bank in {self.folder} were made from other input photos than "
+                "these, or in another world: choose the views that it was made from, or another "
+                "bank and run folder."
+            )
+
+    def start_round(self, cameras: Cameras) -> None:
+        """Note the input cameras that frames are made from; frames of other inputs leave."""
+        if not self._has_inputs(cameras):
+            self._entries, self._num_rounds = [], 0
+        self._inputs = cameras.c2w.cpu()
+
+    def _has_inputs(self, cameras: Cameras) -> bool:
+        known, poses = self._inputs, cameras.c2w.cpu()
+        if known is None:
+            return True
+        return known.shape == poses.shape and torch.allclose(known, poses, rtol=1e-4, atol=1e-4)
 
     def find(self, origin: Origin) -> tuple[BankEntry, ...]:
         """Return the frames of a clip, empty where it has not been generated."""
@@ -208,6 +237,7 @@ class Bank:
         content = {
             "schema_version": SCHEMA_VERSION,
             "num_rounds": self._num_rounds,
+            "inputs": None if self._inputs is None else self._inputs.tolist(),
             "frames": [asdict(entry) for entry in self._entries],
         }
         write_json(self.folder / MANIFEST, content)
@@ -218,8 +248,8 @@ def _slot(origin: Origin) -> tuple[int, int, int]:
     return origin.round, origin.trajectory, origin.seed
 
 
-def _read_manifest(folder: Path) -> tuple[list[BankEntry], int]:
-    """Read and check a manifest: its frames and the number of its whole rounds."""
+def _read_manifest(folder: Path) -> tuple[list[BankEntry], int, Tensor | None]:
+    """Read and check a manifest: frames, number of whole rounds, poses of the inputs `V 4 4`."""
     manifest = read_json(folder / MANIFEST)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
@@ -230,7 +260,9 @@ def _read_manifest(folder: Path) -> tuple[list[BankEntry], int]:
     try:
         entries = [_entry_from_json(row) for row in manifest["frames"]]
         num_rounds = int(manifest["num_rounds"])
-    except (KeyError, TypeError, ValueError) as error:
+        poses = manifest.get("inputs")  # Banks of before do not know them.
+        inputs = None if poses is None else torch.tensor(poses).view(-1, 4, 4)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"The manifest of the bank in {folder} is damaged ({error}): generate the bank again."
         ) from error
@@ -241,7 +273,7 @@ def _read_manifest(folder: Path) -> tuple[list[BankEntry], int]:
             f"The bank in {folder} names {len(missing)} files that are not there, the first is "
             f"{missing[0]}. Generate the bank again or restore them."
         )
-    return entries, num_rounds
+    return entries, num_rounds, inputs
 
 
 def _entry_from_json(row: dict) -> BankEntry:

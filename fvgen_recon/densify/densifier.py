@@ -141,6 +141,8 @@ class Densifier:
         if points is None:
             estimator = ESTIMATORS[self.config.estimator]()
             points = clock.time("points", lambda: estimator.estimate(scene))
+        if bank is not None:
+            bank.start_round(scene.cameras)
         trusted = points[points.confidence >= self.config.min_confidence]
         plan = clock.time(
             "plan",

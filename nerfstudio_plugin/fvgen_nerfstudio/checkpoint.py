@@ -10,6 +10,7 @@ import torch
 
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.io.file import atomic_path
+from fvgen_recon.types import Cameras
 
 EXTRA_KEY = "fvgen"
 """Where a checkpoint keeps what stock nerfstudio does not: the strategy's statistics."""
@@ -81,3 +82,27 @@ def find_checkpoint(folder: Path, step: int | None) -> Path:
             "folder of a run."
         )
     return found[-1]
+
+
+def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
+    """Refuse a checkpoint of other input photos: it may know those that are held out now.
+
+    The world of a splat follows from the input cameras, so that it would lie elsewhere too.
+
+    Args:
+        known: Where the photos of the checkpoint were taken, `V 3`, in the splat's world; none in
+            one from before that was kept.
+        cameras: The input cameras of the run that it is loaded into.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    if known is None:
+        return
+    position = cameras.position.to(known)
+    if position.shape == known.shape and torch.allclose(position, known, atol=1e-3):
+        return
+    raise WeightsError(
+        f"The checkpoint was trained on other photos than the {len(position)} that are chosen now: "
+        "give the scene and the choice of views that it was trained with."
+    )

@@ -6,7 +6,7 @@ import pytest
 from pipelines import advance, open_pipeline, start_run, write_room
 
 from fvgen_recon.densify.bank import Bank
-from fvgen_recon.errors import InputError
+from fvgen_recon.errors import InputError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,47 @@ def test_a_finished_bank_is_trained_from_as_it_is(room, tmp_path):
     absent = open_pipeline(room, bank=tmp_path / "absent")
     with pytest.raises(InputError, match="no bank with frames"):
         start_run(absent, tmp_path / "three")
+
+
+def test_a_bank_of_other_photos_is_never_trained_from(room, tmp_path):
+    """Its frames may show what is held out now, and its world lies elsewhere."""
+    first = open_pipeline(room, views=("0.png", "2.png"))
+    advance(first, start_run(first, tmp_path / "one"), range(1))
+    for settings, folder, resumed in (
+        ({}, "one", None),  # The same run folder, by --timestamp.
+        ({"bank": tmp_path / "one" / "bank"}, "two", None),
+        ({}, "three", tmp_path / "one"),
+    ):
+        other = open_pipeline(room, views=("0.png", "1.png"), **settings)
+        with pytest.raises(InputError, match="made from other input photos"):
+            start_run(other, tmp_path / folder, resumed)
+    assert not (tmp_path / "two").exists()
+    again = open_pipeline(room, views=("0.png", "2.png"))
+    start_run(again, tmp_path / "one")
+    assert len(again.datamanager._entries) == len(Bank(tmp_path / "one" / "bank"))
+
+
+def test_a_bank_in_the_run_folder_does_not_take_the_place_of_the_users(room, tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        maker = open_pipeline(room, seed=seed)
+        advance(maker, start_run(maker, tmp_path / name), range(1))
+    user = open_pipeline(room, bank=tmp_path / "one" / "bank")
+    with pytest.raises(InputError, match="another bank in"):
+        start_run(user, tmp_path / "two")
+    start_run(user, tmp_path / "three")
+    start_run(user, tmp_path / "three")  # Its own copy is no other bank.
+
+
+def test_a_checkpoint_of_other_photos_is_refused(room):
+    first = open_pipeline(room, views=("0.png", "2.png"), generator="none")
+    state = first.state_dict()
+    open_pipeline(room, views=("0.png", "2.png"), generator="none").load_pipeline(state, 3)
+    for views in (("0.png", "1.png"), ()):
+        other = open_pipeline(room, views=views, generator="none")
+        with pytest.raises(WeightsError, match="trained on other photos"):
+            other.load_pipeline(state, 3)
+    old = {key: value for key, value in state.items() if "exposure" not in key}
+    open_pipeline(room, views=("0.png", "1.png"), generator="none").load_pipeline(old, 3)
 
 
 def test_without_a_generator_there_is_no_bank(room, tmp_path):

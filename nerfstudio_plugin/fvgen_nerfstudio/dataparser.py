@@ -27,7 +27,7 @@ from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
-_TRUSTED = 0.5
+TRUSTED = 0.5
 """Confidence from which a point counts as measured."""
 _FEWEST = 10
 """Fewer trusted points are no start."""
@@ -185,11 +185,6 @@ class FvgenDataParser(DataParser):
         """The input cameras at the image size that points are estimated at."""
         return self.source.small_scene(self.config.estimator_long_side).cameras
 
-    @property
-    def input_cameras(self) -> Cameras:
-        """The input cameras at the size that is trained on; no photo is opened."""
-        return self.source.cameras(self.source.split.inputs)
-
     def views_of(self, split: str) -> tuple[int, ...]:
         """Return the frames of a split."""
         chosen = self.source.split
@@ -238,7 +233,7 @@ class FvgenDataParser(DataParser):
 
     def _num_trusted(self, cloud: PointCloud) -> int:
         """Return the number of points that can be started from."""
-        return len(cloud) if self._is_random else int((cloud.confidence >= _TRUSTED).sum())
+        return len(cloud) if self._is_random else int((cloud.confidence >= TRUSTED).sum())
 
     def _draw(self, cloud: PointCloud) -> tuple[PointCloud, Tensor]:
         """Return the points that a member starts from, and the width that each stands for."""

@@ -185,6 +185,11 @@ class FvgenDataParser(DataParser):
         """The input cameras at the image size that points are estimated at."""
         return self.source.small_scene(self.config.estimator_long_side).cameras
 
+    @property
+    def input_cameras(self) -> Cameras:
+        """The input cameras at the size that is trained on; no photo is opened."""
+        return self.source.cameras(self.source.split.inputs)
+
     def views_of(self, split: str) -> tuple[int, ...]:
         """Return the frames of a split."""
         chosen = self.source.split

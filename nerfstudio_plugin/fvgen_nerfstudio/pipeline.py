@@ -17,16 +17,19 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
+from rich.markup import escape
 
+from fvgen_nerfstudio.checkpoint import check_inputs
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
 from fvgen_nerfstudio.member import check_loaded, choose_members, describe_members
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.overlap import describe_overlap
+from fvgen_nerfstudio.overlap import describe_overlap
 from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
-from fvgen_recon.densify.bank import Bank
+from fvgen_recon.densify.bank import MANIFEST, Bank
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json, write_json
 
@@ -121,9 +124,12 @@ class FvgenPipeline(VanillaPipeline):
         """Load a checkpoint.
 
         Raises:
-            WeightsError: It is not a splat's, or of another number of members or SH degree.
+            WeightsError: It is not a splat's, of another number of members or SH degree, or of
+                other input photos.
         """
         check_loaded(loaded_state.get("_model._extra_state"), self.model.config.num_members)
+        known = loaded_state.get("_model.exposure.position")
+        check_inputs(known, self.datamanager.dataparser.input_cameras)
         super().load_pipeline(loaded_state, step)
 
     def get_training_callbacks(
@@ -132,6 +138,9 @@ class FvgenPipeline(VanillaPipeline):
         """Add the rounds in front of the model's own callbacks."""
         trainer = training_callback_attributes.trainer
         CONSOLE.log(describe_members(self.datamanager.dataparser))
+        doubt = describe_overlap(self.datamanager.dataparser)
+        if doubt:
+            CONSOLE.log(f"[yellow]{escape(doubt)}[/yellow]")
         doubt = describe_overlap(self.datamanager.dataparser)
         if doubt:
             CONSOLE.log(f"[yellow]{escape(doubt)}[/yellow]")
@@ -148,16 +157,28 @@ class FvgenPipeline(VanillaPipeline):
         return [*callbacks, TrainingCallback(before, self.run_due_round)]
 
     def open_bank(self, folder: Path, resumed_run: Path | None) -> None:
-        """Open the run's bank; take over the user's own, or that of the run that is resumed."""
-        settings = self.config.densify
+        """Open the run's bank; take over the user's own, or that of the run that is resumed.
+
+        Raises:
+            InputError: There is none where the user says, it was made from other photos, or another
+                one lies in the run folder.
+        """
+        settings, cameras = self.config.densify, self.datamanager.dataparser.input_cameras
         source = settings.bank
         if source is not None and not len(Bank(source)):
             raise InputError(f"There is no bank with frames in {source}: name another folder.")
         if source is None and resumed_run is not None:
             source = resumed_run / BANK_FOLDER
         if source is not None and source.is_dir() and not folder.exists():
+            Bank(source).require_inputs(cameras)
             _copy_folder(source, folder)
+        if settings.bank is not None and not _is_copy(settings.bank, folder):
+            raise InputError(
+                f"There is another bank in {folder} already: give another --timestamp to train "
+                f"from {settings.bank}."
+            )
         bank = Bank(folder)
+        bank.require_inputs(cameras)
         self.num_rounds_done = max(bank.num_rounds, _last_dropped(folder) + 1)
         self.datamanager.use_bank(bank, settings.use_rounds)
 
@@ -216,6 +237,12 @@ def _last_dropped(folder: Path) -> int:
     """Return the number of the last round that the gate has dropped; -1 where there is none."""
     notes = sorted(folder.glob(_VERDICT.format(0).replace("00", "*")))
     return max((int(n.stem[-2:]) for n in notes if not read_json(n)["keeps"]), default=-1)
+
+
+def _is_copy(source: Path, folder: Path) -> bool:
+    """Return whether two folders hold the same bank."""
+    copy = folder / MANIFEST
+    return copy.is_file() and copy.read_bytes() == (source / MANIFEST).read_bytes()
 
 
 def _copy_folder(source: Path, target: Path) -> None:

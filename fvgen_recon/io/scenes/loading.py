@@ -132,17 +132,22 @@ def load_scene(
     """
     if not indices:
         raise InputError("No input views were chosen: choose at least two.")
-    frames = [load_frame(capture, index) for index in indices]
-    height = height or min(image.shape[-2] for image, _ in frames)
-    width = width or min(image.shape[-1] for image, _ in frames)
-    fitted = [cover_crop(image, camera, height, width) for image, camera in frames]
+    sizes = [photo_size(capture, index) for index in indices]
+    height = height or min(size[0] for size in sizes)
+    width = width or min(size[1] for size in sizes)
+    # One by one: many large photos at once would not fit into memory.
+    images = torch.empty(len(indices), 3, height, width)
+    fitted = []
+    for place, index in enumerate(indices):
+        images[place], camera = cover_crop(*load_frame(capture, index), height, width)
+        fitted.append(camera)
     cameras = replace(
-        fitted[0][1],
-        c2w=torch.stack([camera.c2w for _, camera in fitted]),
-        K=torch.stack([camera.K for _, camera in fitted]),
+        fitted[0],
+        c2w=torch.stack([camera.c2w for camera in fitted]),
+        K=torch.stack([camera.K for camera in fitted]),
     )
     return Scene(
-        images=torch.stack([image for image, _ in fitted]),
+        images=images,
         cameras=cameras,
         names=tuple(capture.names[index] for index in indices),
         points=points_for(capture, tuple(indices)),

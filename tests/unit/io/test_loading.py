@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from fvgen_recon.io.scenes import (
     load_capture,
     load_frame,
     load_scene,
+    loading,
     photo_size,
     view_camera,
 )
@@ -120,6 +122,21 @@ def test_view_camera_is_the_loaded_camera_without_opening_the_photo(tmp_path, si
     camera = view_camera(capture, 1, (HEIGHT, WIDTH), height=size[0], width=size[1])
     torch.testing.assert_close(camera.K, scene.cameras.K[1])
     assert (camera.height, camera.width) == size
+
+
+def test_large_photos_are_not_in_memory_all_at_once(tmp_path, monkeypatch):
+    opened, alive = [], []
+
+    def watched(*args):
+        alive.append(sum(photo() is not None for photo in opened))
+        image, camera = load_frame(*args)
+        opened.append(weakref.ref(image))
+        return image, camera
+
+    monkeypatch.setattr(loading, "load_frame", watched)
+    scene = load_scene(load_capture(write_scene(tmp_path)), (0, 1, 2), height=12, width=16)
+    assert scene.images.shape == (3, 3, 12, 16)
+    assert max(alive) <= 1  # The one before may go only when the next has come.
 
 
 def test_no_views_is_an_error(tmp_path):

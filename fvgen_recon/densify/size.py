@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from fvgen_recon.errors import InputError
 from fvgen_recon.types import Scene
 
 
@@ -20,7 +21,12 @@ def working_size(height: int, width: int, long_side: int, multiple: int) -> tupl
 
     Returns:
         Height and width whose aspect ratio is as near to the photos' as the rounding allows.
+
+    Raises:
+        InputError: The longer side has no pixel.
     """
+    if long_side < 1:
+        raise InputError(f"Images need at least one pixel: a long_side of {long_side} came.")
     scale = min(1.0, long_side / max(height, width))
     sides = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
     new_height, new_width = sides

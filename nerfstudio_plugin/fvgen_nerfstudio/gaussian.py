@@ -6,7 +6,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from fvgen_nerfstudio.strategy import StrategyState
-from fvgen_recon.errors import WeightsError
+from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.types import PointCloud
 
 SH_C0 = 0.28209479177387814
@@ -131,7 +131,12 @@ def draw_points(
 
     Returns:
         Ascending indices `M` of the points drawn, and the chance `M` that each of them had.
+
+    Raises:
+        InputError: No point is to be drawn.
     """
+    if num_points < 1:
+        raise InputError(f"A splat starts from at least one point: num_points {num_points} came.")
     weight = confidence.detach().cpu().double().clamp_min(least)
     if len(weight) <= num_points:
         return torch.arange(len(weight)), torch.ones(len(weight))

@@ -52,6 +52,11 @@ def check_config(config: DensifyConfig) -> None:
         raise InputError(
             f"There is no generator `{name}`: choose one of {', '.join(GENERATORS)} or none."
         )
+    num_frames = config.generator.num_frames
+    if num_frames is not None and num_frames < 2:
+        raise InputError(f"A clip needs at least two frames: num_frames {num_frames} came.")
+    if config.long_side < 1:
+        raise InputError(f"Frames need at least one pixel: long_side {config.long_side} came.")
     if config.confidence.calibrated:
         find_trust(name, config.num_samples, config.confidence.model)
     if weights is not None and not weights.exists():

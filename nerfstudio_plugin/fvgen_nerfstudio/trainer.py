@@ -20,6 +20,7 @@ from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import FvgenPipeline
 from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import require_folder
 
 
 @dataclass
@@ -67,6 +68,12 @@ class FvgenTrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up the pipeline, then the run folder; a user's mistake ends with one sentence."""
         with one_sentence():
+            require_folder(self.base_dir)
+            if self.config.max_num_iterations < 1:
+                raise InputError(
+                    "Training needs at least one step: --max-num-iterations "
+                    f"{self.config.max_num_iterations} came."
+                )
             path = self._checkpoint_to_load()
             self._resumed = None if path is None else read_checkpoint(path)
             super().setup(test_mode)

@@ -277,6 +277,26 @@ def test_bad_scenes_end_with_one_sentence_and_leave_nothing(
     assert not wrote
 
 
+def test_bad_options_end_with_one_sentence_and_leave_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused = {
+        "is a file; name another": train(run.scene, tmp_path / "file", "bad", 5),
+        "at least one step": train(run.scene, tmp_path / "out", "bad", 0),
+        "num_points 0 came": train(
+            run.scene, tmp_path / "out", "bad", 5,
+            "--pipeline.datamanager.dataparser.num-points", "0",
+        ),
+    }  # fmt: skip
+    result = call(*refused.values(), cwd=tmp_path, keep_going=True)
+    outcomes = json.loads(result.stdout.splitlines()[-1])
+    for sentence, (code, errors) in zip(refused, outcomes, strict=True):
+        assert code == 2, errors
+        (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert sentence in line
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "step-000000003.ckpt").write_bytes(b"nothing of the kind")
     command = train(run.scene, tmp_path / "out", "bad", 5, "--load-dir", str(tmp_path))

@@ -1,9 +1,11 @@
 """Working sizes and how photos and cameras follow them."""
 
+import pytest
 import torch
 from factories import make_cloud, make_scene
 
 from fvgen_recon.densify.size import fit_scene, working_size
+from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
 
 
@@ -12,6 +14,11 @@ def test_working_size_keeps_the_aspect_as_far_as_the_multiple_allows() -> None:
     assert working_size(946, 530, 512, 64) == (512, 256)
     assert working_size(100, 150, 512, 16) == (96, 144)
     assert working_size(10, 900, 512, 16) == (16, 512)
+
+
+def test_a_size_without_pixels_is_refused() -> None:
+    with pytest.raises(InputError, match="long_side of 0"):
+        working_size(10, 900, 0, 16)
 
 
 def test_cameras_follow_resize_and_crop() -> None:

@@ -22,3 +22,16 @@ def test_a_generator_without_calibrated_confidence_is_refused():
     unknown = DensifySettings(generator="replay", calibrated=True)
     with pytest.raises(InputError, match="no calibrated confidence"):
         check_config(make_config(unknown, "random", "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (DensifySettings(generator="render", num_frames=1), "two frames: num_frames 1 came"),
+        (DensifySettings(generator="render", num_frames=0), "two frames: num_frames 0 came"),
+        (DensifySettings(generator="render", long_side=0), "one pixel: long_side 0 came"),
+    ],
+)
+def test_sizes_of_no_clip_are_refused_before_training(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check_config(make_config(settings, "plane-sweep", "cpu"))

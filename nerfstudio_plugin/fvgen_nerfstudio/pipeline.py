@@ -17,7 +17,6 @@ from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
-from rich.markup import escape
 
 from fvgen_nerfstudio.checkpoint import check_inputs
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
@@ -25,7 +24,6 @@ from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
 from fvgen_nerfstudio.member import check_loaded, choose_members, describe_members
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
-from fvgen_nerfstudio.overlap import describe_overlap
 from fvgen_nerfstudio.overlap import describe_overlap
 from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
@@ -138,9 +136,6 @@ class FvgenPipeline(VanillaPipeline):
         """Add the rounds in front of the model's own callbacks."""
         trainer = training_callback_attributes.trainer
         CONSOLE.log(describe_members(self.datamanager.dataparser))
-        doubt = describe_overlap(self.datamanager.dataparser)
-        if doubt:
-            CONSOLE.log(f"[yellow]{escape(doubt)}[/yellow]")
         doubt = describe_overlap(self.datamanager.dataparser)
         if doubt:
             CONSOLE.log(f"[yellow]{escape(doubt)}[/yellow]")

@@ -126,7 +126,8 @@ class Densifier:
             round_index: Number of this round, from 0.
             splat: Renders the current Gaussians; where they are opaque they replace the points.
             generator: An already loaded generator; by default the config's own is loaded.
-            points: The point cloud of these views where it is known already.
+            points: The point cloud of these views where it is known already; the photos, once they
+                are small, follow it to its device.
 
         Raises:
             InputError: The views are too few, do not overlap or do not suit the generator.
@@ -138,7 +139,9 @@ class Densifier:
             camera.height, camera.width, self.config.long_side, generator.size_multiple
         )
         scene = fit_scene(scene, height, width)
-        if points is None:
+        if points is not None:
+            scene = scene.to(points.xyz.device)  # Large photos need not fit onto a GPU.
+        else:
             estimator = ESTIMATORS[self.config.estimator]()
             points = clock.time("points", lambda: estimator.estimate(scene))
         if bank is not None:
@@ -169,7 +172,7 @@ class Densifier:
                     bank.add_clip(clip, origin)
             clips.append(clip)
             origins.append(origin)
-            _LOG.info("round %d: clip %d of %d", round_index, index + 1, len(plan))
+            _LOG.info("round %d: clip %d of %d", round_index + 1, index + 1, len(plan))
         if bank is not None:
             bank.finish_round(round_index, tuple(origins))
         return Densified(scene=scene, points=points, clips=tuple(clips), seconds=clock.seconds)

@@ -163,9 +163,9 @@ class FvgenDataParser(DataParser):
         small = self.source.small_scene(config.estimator_long_side)
         return estimate_gains(small.images, small.cameras, self._points_as_shot)
 
-    @cached_property
+    @property
     def scene(self) -> Scene:
-        """The input views at one brightness."""
+        """The input views at one brightness; a copy of all photos, so it is not kept."""
         return self._matched(self.source.scene)
 
     def scene_at(self, long_side: int) -> Scene:

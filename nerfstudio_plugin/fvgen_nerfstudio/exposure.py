@@ -124,7 +124,7 @@ def apply_gains(
     images: Float[Tensor, "V 3 H W"], gains: Float[Tensor, "V 3"]
 ) -> Float[Tensor, "V 3 H W"]:
     """Return photos brought to one brightness; what was clipped stays at the edge of [0, 1]."""
-    return (images * gains.to(images)[..., None, None]).clamp(0, 1)
+    return (images * gains.to(images)[..., None, None]).clamp_(0, 1)
 
 
 def _matched_colours(

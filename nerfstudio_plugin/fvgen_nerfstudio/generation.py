@@ -114,7 +114,7 @@ def run_round(
 
     with _shown_progress():
         outcome = Densifier(config).run(
-            scene.to(device),
+            scene,
             points=points.to(device),
             bank=bank,
             round_index=index,

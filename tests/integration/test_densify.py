@@ -1,6 +1,7 @@
 """`scripts/densify.py`: a scene of photos and generated frames that other trainers read."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def output(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense") / "out"
     assert main(_options(room, folder)) == 0
     return folder
+
+
+def test_progress_counts_rounds_and_clips_from_one(
+    room: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fvgen_recon.densify")
+    assert main(_options(room, tmp_path / "out")) == 0
+    lines = [text for text in caplog.messages if "clip" in text]
+    assert lines == ["round 1: clip 1 of 2", "round 1: clip 2 of 2"]
 
 
 def test_photos_and_frames_come_back_as_one_scene(room: Path, output: Path) -> None:

@@ -40,6 +40,8 @@ class Origin:
     """Index of the clip within its round."""
     guidance_hash: str
     """Hash of the conditioning."""
+    scoring_hash: str = ""
+    """Hash of how its pixels were weighed, the number of samples included; empty in old banks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """The front half: posed photos in, generated training views out."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -202,7 +203,15 @@ class Densifier:
             round=round_index,
             trajectory=trajectory,
             guidance_hash=hash_guidance(guidance),
+            scoring_hash=self._scoring_hash(generator),
         )
+
+    def _scoring_hash(self, generator: VideoGenerator) -> str:
+        """Return a short hash of everything that `_score` depends on beside the guidance."""
+        config, num_samples = self.config.confidence, self.config.num_samples
+        model = find_trust(generator.name, num_samples, config.model) if config.calibrated else None
+        settings = (replace(config, model=None), num_samples, model)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def _generate(
         self,

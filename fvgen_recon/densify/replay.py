@@ -1,5 +1,6 @@
 """A generator without a model: it plays frames back from a bank."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,11 @@ class ReplayGenerator:
     name: str = "replay"
     num_steps: int = 0
     size_multiple: int = 1
-    weights_hash: str = ""
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of what the bank holds, so that frames of two banks are told apart."""
+        return hashlib.sha256(repr(self.bank.entries).encode()).hexdigest()
 
     def generate(self, guidance: Guidance, *, seed: int) -> Float[Tensor, "T 3 H W"]:
         """Return stored frames; anchor frames come from the guidance.

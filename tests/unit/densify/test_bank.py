@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_guidance, make_scene
+from factories import make_cloud, make_guidance, make_scene
 
 from fvgen_recon.densify.bank import Bank, Origin, hash_guidance
+from fvgen_recon.densify.confidence import ConfidenceConfig
+from fvgen_recon.densify.densifier import Densifier, DensifyConfig
+from fvgen_recon.densify.generators import GeneratorConfig
 from fvgen_recon.densify.replay import ReplayGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.types import Clip, Guidance
@@ -145,3 +148,37 @@ def test_another_schema_or_a_missing_file_is_one_sentence(tmp_path: Path) -> Non
     (tmp_path / content["frames"][0]["image"]).unlink()
     with pytest.raises(InputError, match="not there"):
         Bank(tmp_path)
+
+
+def test_frames_are_weighed_again_where_that_is_told_otherwise(tmp_path: Path) -> None:
+    def weigh(folder: str, **changes: float) -> torch.Tensor:
+        config = DensifyConfig(
+            generator=GeneratorConfig(name="fill", num_frames=4),
+            confidence=ConfidenceConfig(**changes),  # pyright: ignore[reportArgumentType]
+            long_side=48,
+        )
+        bank = Bank(tmp_path / folder)
+        return (
+            Densifier(config).run(make_scene(2), points=make_cloud(), bank=bank).clips[0].confidence
+        )
+
+    first = weigh("one")
+    torch.testing.assert_close(weigh("one"), first, atol=1 / 255, rtol=0)
+    again = weigh("one", supported=0.5)
+    torch.testing.assert_close(again, weigh("two", supported=0.5), atol=1 / 255, rtol=0)
+    assert float((again - first).abs().max()) > 0.4
+
+
+def test_a_bank_starts_anew_with_other_photos(tmp_path: Path) -> None:
+    clip = make_clip()
+    bank = Bank(tmp_path)
+    bank.start_round(make_scene(3).cameras)
+    bank.add_clip(clip, make_origin(clip.guidance))
+    bank = Bank(tmp_path)
+    bank.require_inputs(make_scene(3).cameras)
+    with pytest.raises(InputError, match="other input photos"):
+        bank.require_inputs(make_scene(2).cameras)
+    bank.start_round(make_scene(3).cameras)
+    assert len(bank) == 2
+    bank.start_round(make_scene(2).cameras)
+    assert len(bank) == 0

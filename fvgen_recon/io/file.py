@@ -16,15 +16,21 @@ from fvgen_recon.errors import InputError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; it takes the place of `path` on success.
+def atomic_path(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path; it takes the place of `path` on success.
 
-    Parent folders are made. On an error nothing is left behind and `path` stays as it was.
+    Parent folders are made. On an error nothing is left behind and `path` stays as it was. Only a
+    process that is killed leaves the temporary file.
+
+    Args:
+        path: The file to write.
+        folder: Where the temporary file lies, an existing folder of the same file system; that of
+            `path` by default.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix or ".tmp"
+        dir=folder or path.parent, prefix=f".{path.stem}.", suffix=path.suffix or ".tmp"
     )
     os.close(handle)
     temporary = Path(name)

@@ -31,6 +31,18 @@ def test_a_written_checkpoint_loads_without_pickled_code(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_checkpoint_that_is_not_whole_does_not_lie_where_stock_tools_look(tmp_path, monkeypatch):
+    path, seen = tmp_path / "models" / "step-000000007.ckpt", []
+
+    def save(_, partial):
+        seen.append((partial.parent, list(path.parent.iterdir())))
+
+    monkeypatch.setattr(torch, "save", save)
+    write_checkpoint(_state(0.25), path)
+    assert seen == [(tmp_path, [])]
+    assert path.is_file()
+
+
 def test_stock_checkpoints_with_numpy_learning_rates_can_be_read(tmp_path):
     path = tmp_path / "step-000000007.ckpt"
     torch.save(_state(np.float64(0.25)), path)

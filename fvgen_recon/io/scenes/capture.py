@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,6 +12,12 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.types import Cameras, PointCloud
 
 NO_DISTORTION = (0.0,) * 8
+_ROUNDING = 2.0**-24
+"""Relative error of a number in single precision."""
+_LEAST_SPREAD = 500.0
+"""Fewest roundings of a position that the cameras must be apart."""
+_SAME_PLACE = 1e-9
+"""Relative difference below which positions are one place written twice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +77,8 @@ class Capture:
     is_upright: bool = False
     """True where the cameras belong to photos turned upright by their EXIF orientation; else they
     belong to the pixels as they are stored."""
+    held_out: tuple[int, ...] = ()
+    """Indices of frames that the scene's own files keep from training."""
 
     def __post_init__(self) -> None:
         """Check that there is something, that names are unique and that lengths agree."""
@@ -92,6 +101,28 @@ class Capture:
     def has_photo(self, index: int) -> bool:
         """Return whether the photo of a frame is on disk; it is not opened."""
         return self.paths[index].is_file()
+
+
+def require_precision(folder: Path, position: Float[np.ndarray, "N 3"]) -> None:
+    """Check that single precision can tell the places of cameras apart.
+
+    Map coordinates, millions of metres from their origin, are rounded to half a metre.
+
+    Args:
+        folder: The scene, for the sentence.
+        position: Camera centres in double precision, in world units.
+
+    Raises:
+        InputError: The cameras are too far from the origin for how near they are to each other.
+    """
+    reach = float(np.abs(position).max())
+    spread = float(np.ptp(position, axis=0).max())
+    if _SAME_PLACE * reach < spread < _LEAST_SPREAD * _ROUNDING * reach:
+        raise InputError(
+            f"The cameras of {folder} stand within {spread:.3g} units of each other and "
+            f"{reach:.3g} from the origin, which single precision cannot tell apart: move the "
+            "origin of poses and points to the cameras."
+        )
 
 
 def points_for(capture: Capture, frames: tuple[int, ...]) -> PointCloud | None:

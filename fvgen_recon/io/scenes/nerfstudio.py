@@ -13,13 +13,14 @@ from fvgen_recon.geometry.conventions import opengl_to_opencv
 from fvgen_recon.io.file import read_json
 from fvgen_recon.io.image import image_size
 from fvgen_recon.io.ply import read_points
-from fvgen_recon.io.scenes.capture import Capture, Lens, Tracks
+from fvgen_recon.io.scenes.capture import Capture, Lens, Tracks, require_precision
 from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 _REDUCED = ("images_2", "images_4", "images_8")
+_SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 _FISHEYE = {"OPENCV_FISHEYE"}
 _RATIONAL = {"FULL_OPENCV"}
 _BROWN = {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"}
@@ -69,16 +70,20 @@ def read_transforms(folder: Path, *, is_sorted: bool, format_name: str) -> Captu
     frames = [{**meta, **rows[index]} for index in order]
     default = _default_size(path, frames, paths)
     places = [f"Frame {name} in {path}" for name in names]
+    cameras = tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True))
+    poses = np.stack([_pose(p, f) for p, f in zip(places, frames, strict=True)])
+    require_precision(path.parent, poses[:, :3, 3])
     points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
     return Capture(
         names=names,
         paths=paths,
-        cameras=tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True)),
+        cameras=cameras,
         lenses=tuple(_lens(p, f) for p, f in zip(places, frames, strict=True)),
         points=points,
         tracks=tracks,
         format=format_name,
         folder=path.parent,
+        held_out=_held_out(path, meta, names),
     )
 
 
@@ -99,6 +104,26 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _name(row: Mapping[str, Any], index: int) -> str:
     """Return a frame's file path; one whose path is null is a pose without a photo."""
     return f"frame_{index:05d}" if row["file_path"] is None else str(row["file_path"])
+
+
+def _held_out(path: Path, meta: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the frames that nerfstudio's lists of names keep from training."""
+    listed = {key: _listed(path, meta[key], key, names) for key in _SPLITS if key in meta}
+    train = listed.pop(_SPLITS[0], None)
+    if train is not None:
+        return tuple(index for index in range(len(names)) if index not in train)
+    return tuple(sorted(set().union(*listed.values())))
+
+
+def _listed(path: Path, values: Any, key: str, names: tuple[str, ...]) -> set[int]:
+    """Return the frames that a list names by their file paths."""
+    if not isinstance(values, list):
+        raise InputError(f"{path} needs a list of file paths for `{key}`: {values!r} came.")
+    index = {Path(name): place for place, name in enumerate(names)}
+    unknown = next((value for value in values if Path(str(value)) not in index), None)
+    if unknown is not None:
+        raise InputError(f"The `{key}` of {path} name {unknown}, which is no frame's `file_path`.")
+    return {index[Path(str(value))] for value in values}
 
 
 def _photo(folder: Path, name: str) -> Path:

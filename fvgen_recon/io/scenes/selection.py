@@ -59,7 +59,8 @@ class ViewSplit:
 def select_views(capture: Capture, selection: ViewSelection) -> ViewSplit:
     """Choose the input views of a capture; all of them where the selection names none.
 
-    Frames without a photo are neither chosen nor held out.
+    Frames without a photo are neither chosen nor held out. Frames that the scene's own files hold
+    out are chosen only by name, index or split.
 
     Raises:
         InputError: A name or an id is unknown, a chosen frame has no photo, more views are asked
@@ -74,12 +75,26 @@ def select_views(capture: Capture, selection: ViewSelection) -> ViewSplit:
     elif selection.indices:
         chosen = _checked(selection.indices, len(capture), "The indices")
     elif selection.count is not None:
+        _warn_missing(capture, with_photo)
         chosen = _choose(capture, selection, _free(capture, selection, with_photo))
     else:
+        _warn_missing(capture, with_photo)
         chosen = _free(capture, selection, with_photo)
     inputs = tuple(sorted(set(chosen)))
     _require_photos(capture, inputs)
     return ViewSplit(inputs=inputs, held_out=_held_out(capture, inputs, test))
+
+
+def _warn_missing(capture: Capture, with_photo: tuple[int, ...]) -> None:
+    """Say which frames cannot take part."""
+    missing = sorted(set(range(len(capture))) - set(with_photo))
+    if missing:
+        _LOG.warning(
+            "%d of %d frames have no photo and are left out; the first was expected at %s.",
+            len(missing),
+            len(capture),
+            capture.paths[missing[0]],
+        )
 
 
 def _require_photos(capture: Capture, inputs: tuple[int, ...]) -> None:
@@ -111,6 +126,7 @@ def _free(
 ) -> tuple[int, ...]:
     """Return the frames that may be chosen."""
     excluded = set(_checked(selection.held_out, len(capture), "The held-out indices"))
+    excluded |= set(capture.held_out)
     return tuple(i for i in with_photo if i not in excluded)
 
 

@@ -219,6 +219,8 @@ def test_bad_poses_name_their_frame(tmp_path, sentence):
         ({"k4": 0.1}, "k4, k5 or k6"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera model EQUIRECTANGULAR"),
         ({"distortion_params": [1, 2]}, "six `distortion_params`"),
+        ({"train_filenames": "all"}, "needs a list of file paths for `train_filenames`"),
+        ({"test_filenames": ["9.png"]}, r"`test_filenames` of .* name 9\.png, which is no frame"),
         ({"ply_file_path": "gone.ply"}, r"gone\.ply, which is not there"),
     ],
 )
@@ -227,6 +229,28 @@ def test_bad_values_get_one_sentence(tmp_path, changes, sentence):
         load_capture(write_scene(tmp_path, **changes))
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("Frame ") <= 1
+
+
+def moved(folder, offset):
+    meta = read_meta(folder)
+    for frame in meta["frames"]:
+        frame["transform_matrix"][0][3] += offset
+    write_meta(folder, meta)
+    return folder
+
+
+def test_map_coordinates_that_single_precision_cannot_tell_apart(tmp_path):
+    assert len(load_capture(moved(write_scene(tmp_path), 1e4))) == 4
+    with pytest.raises(InputError, match=r"3 units of each other and 5\.01e\+06 from the"):
+        load_capture(moved(tmp_path, 5e6))
+
+
+def test_cameras_at_one_place_are_no_matter_of_precision(tmp_path):
+    meta = read_meta(write_scene(tmp_path))
+    for frame in meta["frames"]:
+        frame["transform_matrix"][0][3] = 7e5
+    write_meta(tmp_path, meta)
+    assert len(load_capture(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("angle", [0, -0.5, 3.2])

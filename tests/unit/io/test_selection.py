@@ -128,6 +128,35 @@ def test_poses_without_photos_keep_the_ids_of_others(tmp_path, caplog):
         select_views(capture, ViewSelection(count=4))
 
 
+def test_missing_photos_are_counted(tmp_path, caplog):
+    folder = write_scene(tmp_path, 5)
+    (folder / "images/003.png").unlink()
+    assert select_views(load_capture(folder), ViewSelection()).inputs == (0, 1, 2, 4)
+    assert "1 of 5 frames have no photo" in caplog.text
+    assert "images/003.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"train_filenames": ["images/000.png", "./images/002.png", "images/003.png"]},
+        {"test_filenames": ["images/001.png"], "val_filenames": ["images/004.png"]},
+        {
+            "train_filenames": ["images/000.png", "images/002.png", "images/003.png"],
+            "test_filenames": ["images/001.png"],
+        },
+    ],
+)
+def test_frames_that_the_file_keeps_from_training_are_held_out(tmp_path, lists):
+    capture = load_capture(write_scene(tmp_path, 5, **lists))
+    split = select_views(capture, ViewSelection())
+    assert (split.inputs, split.held_out) == ((0, 2, 3), (1, 4))
+    assert select_views(capture, ViewSelection(count=3)) == split
+    with pytest.raises(InputError, match="has 3 photos to choose from"):
+        select_views(capture, ViewSelection(count=4))
+    assert select_views(capture, ViewSelection(indices=(1, 2))).inputs == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("train", "test", "sentence"),
     [

@@ -1,5 +1,6 @@
 """COLMAP models, binary and text, of every camera model that can be undistorted."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,13 @@ import numpy as np
 import torch
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.scenes.capture import NO_DISTORTION, Capture, Lens, Tracks
+from fvgen_recon.io.scenes.capture import (
+    NO_DISTORTION,
+    Capture,
+    Lens,
+    Tracks,
+    require_precision,
+)
 from fvgen_recon.io.scenes.colmap_model import (
     Model,
     ModelCamera,
@@ -17,6 +24,7 @@ from fvgen_recon.io.scenes.colmap_model import (
 )
 from fvgen_recon.types import Cameras, PointCloud
 
+_LOG = logging.getLogger(__name__)
 _MODEL_FOLDERS = (
     "colmap/sparse/0",
     "sparse/0",
@@ -26,6 +34,7 @@ _MODEL_FOLDERS = (
     "0",
     ".",
 )
+_NUMBERED = ("colmap/sparse", "sparse")
 _IMAGE_FOLDERS = ("images", "../images", "../../images", "../../../images")
 
 # After the focal lengths and the principal point, COLMAP's parameters come in OpenCV's order.
@@ -61,7 +70,24 @@ def detect(folder: Path) -> bool:
 
 
 def _model_folder(folder: Path) -> Path | None:
-    return next((folder / name for name in _MODEL_FOLDERS if has_model(folder / name)), None)
+    """Return where the model is; of several numbered ones the first."""
+    usual = (folder / name for name in _MODEL_FOLDERS)
+    numbered = (place for name in _NUMBERED for place in sorted((folder / name).glob("[1-9]*")))
+    return next((place for place in (*usual, *numbered) if has_model(place)), None)
+
+
+def _warn_other_models(model: Path, num_images: int) -> None:
+    """Say that the scene was reconstructed in several pieces, of which one is read."""
+    others = [place.name for place in sorted(model.parent.glob("[0-9]*")) if place != model]
+    if model.name.isdigit() and others:
+        _LOG.warning(
+            "COLMAP left several models in %s, in worlds of their own: number %s with %d images is "
+            "read; to use another (%s), give its folder as the scene.",
+            model.parent,
+            model.name,
+            num_images,
+            ", ".join(others),
+        )
 
 
 def load(folder: Path, cache: Path) -> Capture:
@@ -77,10 +103,11 @@ def load(folder: Path, cache: Path) -> Capture:
     model = _model_folder(folder)
     if model is None:
         raise InputError(
-            f"{folder} holds no COLMAP model: cameras, images and points3D (.bin or .txt) were "
+            f"{folder} holds no COLMAP model: cameras and images (.bin or .txt) were "
             f"expected in one of {', '.join(_MODEL_FOLDERS)}."
         )
     content = read_model(model)
+    _warn_other_models(model, len(content.images))
     images = _image_folder(folder, model, [image.name for image in content.images])
     return capture_from_model(content, folder=folder, images=images, format_name="colmap")
 
@@ -115,11 +142,13 @@ def capture_from_model(
     """
     native = [model.cameras[image.camera] for image in model.images]
     lenses = tuple(_lens(camera) for camera in native)
+    cameras = tuple(_camera(c, image) for c, image in zip(native, model.images, strict=True))
+    require_precision(folder, np.stack([_pose(image)[:3, 3] for image in model.images]))
     points, tracks = _points(model)
     return Capture(
         names=tuple(image.name for image in model.images),
         paths=tuple(images / image.name for image in model.images),
-        cameras=tuple(_camera(c, image) for c, image in zip(native, model.images, strict=True)),
+        cameras=cameras,
         lenses=lenses,
         points=points,
         tracks=tracks,
@@ -141,16 +170,21 @@ def _rotation(quaternion: np.ndarray) -> np.ndarray:
     )
 
 
-def _camera(camera: ModelCamera, image: ModelImage) -> Cameras:
-    """Return the pinhole part; COLMAP has our axes and pixel centres, and gives world to camera."""
+def _pose(image: ModelImage) -> np.ndarray:
+    """Return the pose, camera to world; COLMAP has our axes and gives world to camera."""
     c2w = np.eye(4)
     c2w[:3, :3] = _rotation(image.rotation).T
     c2w[:3, 3] = -c2w[:3, :3] @ image.translation
+    return c2w
+
+
+def _camera(camera: ModelCamera, image: ModelImage) -> Cameras:
+    """Return the pinhole part; COLMAP has our pixel centres."""
     is_single = camera.model in _SINGLE_FOCAL
     fx, fy, cx, cy = camera.params[:1] * is_single + camera.params[: 4 - is_single]
     try:
         return Cameras(
-            c2w=torch.from_numpy(c2w).float(),
+            c2w=torch.from_numpy(_pose(image)).float(),
             K=torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]),
             height=camera.height,
             width=camera.width,

@@ -13,7 +13,8 @@ import numpy as np
 
 from fvgen_recon.errors import InputError
 
-PARTS = ("cameras", "images", "points3D")
+_PARTS = ("cameras", "images")
+_POINTS = "points3D"
 ENDINGS = (".bin", ".txt")
 
 # Name and number of parameters of each camera model, by its number in binary files.
@@ -89,23 +90,27 @@ class Model:
 
 
 def has_model(folder: Path) -> bool:
-    """Return whether a folder holds all three files of a model in one of the two forms."""
-    return any(all((folder / (part + end)).is_file() for part in PARTS) for end in ENDINGS)
+    """Return whether a folder holds cameras and images of a model in one of the two forms."""
+    return any(all((folder / (part + end)).is_file() for part in _PARTS) for end in ENDINGS)
 
 
 def read_model(folder: Path) -> Model:
     """Read a model; binary files are preferred where both forms are there.
 
+    A model without a file of points has no points.
+
     Raises:
         InputError: A file is missing or damaged, or an image names a camera that is not there.
     """
-    is_binary = all((folder / f"{part}.bin").is_file() for part in PARTS)
+    is_binary = all((folder / f"{part}.bin").is_file() for part in _PARTS)
     ending = ".bin" if is_binary else ".txt"
-    readers = _BINARY if is_binary else _TEXT
-    cameras, images, points = (
+    *readers, read_points = _BINARY if is_binary else _TEXT
+    cameras, images = (
         _read_file(folder / (part + ending), read)
-        for part, read in zip(PARTS, readers, strict=True)
+        for part, read in zip(_PARTS, readers, strict=True)
     )
+    file = folder / (_POINTS + ending)
+    points = _read_file(file, read_points) if file.is_file() else _text_points(b"")
     for image in images:
         if image.camera not in cameras:
             raise InputError(

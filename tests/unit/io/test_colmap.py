@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,37 @@ def test_usual_places(tmp_path, place):
         path.rename(target / path.name)
     assert len(load_capture(tmp_path)) == 2
     assert len(load_capture(target)) == 2
+
+
+def test_the_first_of_several_models_is_read_and_the_others_are_told(tmp_path, caplog):
+    sparse = write_colmap(tmp_path) / "sparse"
+    assert len(load_capture(tmp_path)) == 2
+    assert not caplog.text
+    shutil.copytree(sparse / "0", sparse / "1")
+    assert len(load_capture(tmp_path)) == 2
+    assert "number 0 with 2 images is read; to use another (1)" in caplog.text
+    shutil.rmtree(sparse / "0")
+    caplog.clear()
+    capture = load_capture(tmp_path)
+    assert (capture.format, len(capture)) == ("colmap", 2)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_model_without_a_file_of_points(tmp_path, binary):
+    write_colmap(tmp_path)
+    if binary:
+        as_binary(tmp_path)
+    next((tmp_path / "sparse" / "0").glob("points3D.*")).unlink()
+    capture = load_capture(tmp_path)
+    assert (capture.format, len(capture), capture.points) == ("colmap", 2, None)
+
+
+def test_map_coordinates_that_single_precision_cannot_tell_apart(tmp_path):
+    images = "1 1 0 0 0 0 0 -5e6 1 a.png\n\n2 1 0 0 0 -1 0 -5e6 1 b.png\n\n"
+    write_colmap(tmp_path, images=images)
+    with pytest.raises(InputError, match="single precision cannot tell apart"):
+        load_capture(tmp_path)
 
 
 def test_an_unknown_lens(tmp_path):

@@ -21,6 +21,7 @@ from fvgen_recon.io.scenes import (
     load_frame,
     load_scene,
     photo_size,
+    smallest_size,
     view_camera,
 )
 from fvgen_recon.io.scenes.loading import cover_crop
@@ -85,9 +86,8 @@ class SceneSource:
         self.capture = capture
         self.split = split
         self._photo_size = photo_size(capture, split.inputs[0])
-        sizes = [photo_size(capture, i) for i in split.inputs]
-        self._whole_size = _choose_size(sizes, 0)
-        self.size = _choose_size(sizes, long_side)
+        self._whole_size = whole = smallest_size(capture, split.inputs)
+        self.size = working_size(*whole, long_side, 1) if long_side > 0 else whole
         native = [capture.cameras[i] for i in split.inputs]
         self.similarity = fit_similarity(
             replace(
@@ -159,9 +159,3 @@ class SceneSource:
             return fit_scene(self.scene, *size)
         scene = load_scene(self.capture, self.split.inputs, height=size[0], width=size[1])
         return self.similarity.scene(scene)
-
-
-def _choose_size(sizes: list[tuple[int, int]], long_side: int) -> tuple[int, int]:
-    """Return the height and width that all photos are brought to: the smallest, or smaller."""
-    height, width = min(h for h, _ in sizes), min(w for _, w in sizes)
-    return working_size(height, width, long_side, 1) if long_side > 0 else (height, width)

@@ -14,6 +14,7 @@ from fvgen_recon.io.scenes.capture import points_for as points_for
 from fvgen_recon.io.scenes.loading import load_frame as load_frame
 from fvgen_recon.io.scenes.loading import load_scene as load_scene
 from fvgen_recon.io.scenes.loading import photo_size as photo_size
+from fvgen_recon.io.scenes.loading import smallest_size as smallest_size
 from fvgen_recon.io.scenes.loading import view_camera as view_camera
 from fvgen_recon.io.scenes.selection import ViewSelection as ViewSelection
 from fvgen_recon.io.scenes.selection import ViewSplit as ViewSplit

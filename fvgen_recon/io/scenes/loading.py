@@ -1,5 +1,6 @@
 """From chosen frames to a `Scene`: open, undistort, bring to one size."""
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,10 @@ from fvgen_recon.io.scenes.capture import Capture, points_for
 from fvgen_recon.io.scenes.undistortion import pinhole_camera, undistort
 from fvgen_recon.types import Cameras, Scene
 
+_LOG = logging.getLogger(__name__)
+_SMALL_SHARE = 0.25
+"""Share of the usual photo's pixels below which the common size deserves a word."""
+
 
 def photo_size(capture: Capture, index: int) -> tuple[int, int]:
     """Return height and width of a frame's photo as `load_frame` gives it; reads its header only.
@@ -21,6 +26,25 @@ def photo_size(capture: Capture, index: int) -> tuple[int, int]:
         InputError: The photo is missing, not an image, or of a size that its intrinsics do not fit.
     """
     return _oriented_size(capture, index)[1]
+
+
+def smallest_size(capture: Capture, indices: tuple[int, ...]) -> tuple[int, int]:
+    """Return the least height and width among photos; reads their headers only.
+
+    Where that is far below what most of them have, a warning names the photo that is the cause.
+    """
+    sizes = [photo_size(capture, index) for index in indices]
+    height, width = min(size[0] for size in sizes), min(size[1] for size in sizes)
+    areas = [size[0] * size[1] for size in sizes]
+    if height * width < _SMALL_SHARE * sorted(areas)[len(areas) // 2]:
+        _LOG.warning(
+            "All photos are brought to %dx%d (height x width), as small as %s is: leave it out to "
+            "use the others at their size.",
+            height,
+            width,
+            capture.paths[indices[areas.index(min(areas))]],
+        )
+    return height, width
 
 
 def _oriented_size(capture: Capture, index: int) -> tuple[bool, tuple[int, int]]:
@@ -132,9 +156,9 @@ def load_scene(
     """
     if not indices:
         raise InputError("No input views were chosen: choose at least two.")
-    sizes = [photo_size(capture, index) for index in indices]
-    height = height or min(size[0] for size in sizes)
-    width = width or min(size[1] for size in sizes)
+    if not (height and width):
+        smallest = smallest_size(capture, indices)
+        height, width = height or smallest[0], width or smallest[1]
     # One by one: many large photos at once would not fit into memory.
     images = torch.empty(len(indices), 3, height, width)
     fitted = []

@@ -80,6 +80,20 @@ def test_photos_of_different_sizes_are_brought_to_the_largest_common_one(tmp_pat
     assert scene.cameras.K[:, 0, 0].tolist() == [20.0, 20.0]
 
 
+def test_one_small_photo_that_makes_all_others_small_is_named(tmp_path, caplog):
+    capture = load_capture(write_scene(tmp_path))
+    write_photo(capture.paths[1], 18, 24)
+    assert load_scene(capture, (0, 1, 2)).images.shape == (3, 3, 18, 24)
+    assert not caplog.text
+    write_photo(capture.paths[1], 6, 8)
+    assert load_scene(capture, (0, 1, 2)).images.shape == (3, 3, 6, 8)
+    assert "brought to 6x8 (height x width), as small as" in caplog.text
+    assert "001.png" in caplog.text
+    caplog.clear()
+    load_scene(capture, (0, 1, 2), height=6, width=8)
+    assert not caplog.text
+
+
 def test_evenly_scaled_down_photos_rescale_their_intrinsics(tmp_path):
     write_scene(tmp_path)
     write_photo(tmp_path / "images/000.png", 6, 8)

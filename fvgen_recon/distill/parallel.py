@@ -259,5 +259,5 @@ def leave_processes(processes: Processes) -> None:
     end with the status of a crash. After an error nobody leaves: others may wait in a collective.
     """
     wait_for_all(processes)
-    if processes.count > 1:
+    if dist.is_initialized():  # A launcher's single process has a group too.
         dist.destroy_process_group()

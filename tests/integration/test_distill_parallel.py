@@ -169,8 +169,14 @@ def going_on_alone(folder: Path) -> None:
     assert curves(folder)[-1]["loss/student"] == pytest.approx(end["loss/student"], rel=1e-4)
 
 
+def test_a_process_that_was_launched_alone_leaves_its_group(tmp_path: Path) -> None:
+    launch("none", tmp_path, 1)
+
+
 if __name__ == "__main__":
     group = start_processes(cpu=True)
-    train(sys.argv[1], Path(sys.argv[2]), group)
+    assert torch.distributed.is_initialized()
+    if sys.argv[1] != "none":
+        train(sys.argv[1], Path(sys.argv[2]), group)
     leave_processes(group)
     assert not torch.distributed.is_initialized()

@@ -13,7 +13,7 @@ import tyro
 from case import FROZEN, Case, plan_cases
 from job import RENDERS
 
-from fvgen_recon.errors import FvgenError
+from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation import html
 from fvgen_recon.evaluation.fold import held_out_scene
 from fvgen_recon.evaluation.report import (
@@ -52,12 +52,21 @@ class Options:
 
 
 def cases_of(result: RunResult, options: Options) -> list[Case]:
-    """Return the cases of a run."""
+    """Return the cases of a run.
+
+    Raises:
+        InputError: Its scenes are not there; results hold no absolute path to them.
+    """
     settings = result.settings
-    splits = Path(settings["splits"])
+    splits, data = Path(settings["splits"]), options.data or Path(settings["data"])
+    if not data.is_dir():
+        raise InputError(
+            f"The scenes of this run are not in {data}: say where with --data (and with --work "
+            "where its trials are), or draw the page with --no-pictures."
+        )
     return plan_cases(
         result.suite,
-        options.data or Path(settings["data"]),
+        data,
         views=tuple(map(int, settings["views"].split(","))),
         scenes=tuple(filter(None, settings["scenes"].split(","))),
         long_side=settings["long_side"],
@@ -118,9 +127,11 @@ def write_report(options: Options) -> None:
     suite = results[0].suite
     parts += published_section(json.loads(PUBLISHED.read_text()), suite)
     if options.pictures and trials:
+        galleries = make_galleries(results, options)
         parts.append(html.heading("Pictures"))
-        for gallery in make_galleries(results, options):
-            parts += gallery_section(gallery, trials)
+        parts += [part for gallery in galleries for part in gallery_section(gallery, trials)]
+        if not galleries:
+            parts.append(html.note("The renders of this run were not there (--work)."))
     with atomic_path(options.out) as temporary:
         temporary.write_text(html.page(f"fvgen-recon benchmark: {suite}", parts))
 

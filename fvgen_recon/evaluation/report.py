@@ -18,6 +18,10 @@ from fvgen_recon.evaluation.table import FRAME_COLUMNS, TITLES, number
 
 _LESS_IS_BETTER = ("lpips", "frechet", "kernel", "flicker")
 _PICTURE_SIDE = 320
+_UNFAIR = (
+    "Methods have different scenes here, as some failed or have not been run: their means cannot "
+    "be compared."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,17 +47,21 @@ def _best(values: Sequence[float], key: str) -> int | None:
 
 
 def downstream_section(trials: Sequence[TrialResult]) -> list[str]:
-    """Return the means over scenes, one table for each number of inputs."""
+    """Return the means over scenes, one table for each number of inputs.
+
+    The best mean is marked where all methods have the same scenes: others cannot be compared.
+    """
     parts = [html.heading("Downstream: the splat that comes out")]
     metrics = list(dict.fromkeys(key for trial in trials for key in trial.means))
     for views in sorted({t.num_views for t in trials}):
         of_views = [t for t in trials if t.num_views == views]
         methods = list(dict.fromkeys(t.method for t in of_views))
         means = [mean_of(t.means for t in of_views if t.method == m) for m in methods]
+        is_fair = len({frozenset(t.scene for t in of_views if t.method == m) for m in methods}) == 1
         best = []
         for column, key in enumerate(metrics):
             row = _best([m.get(key, math.nan) for m in means], key)
-            if row is not None and key != "seen_share":
+            if is_fair and row is not None and key != "seen_share":
                 best.append((row, column + 2))
         rows = [
             [method, str(sum(t.method == method for t in of_views))]
@@ -63,6 +71,8 @@ def downstream_section(trials: Sequence[TrialResult]) -> list[str]:
         parts.append(html.heading(f"{views} input views, mean over scenes", 3))
         head = ["method", "scenes", *(TITLES.get(key, key) for key in metrics)]
         parts.append(html.table(head, rows, best))
+        if not is_fair:
+            parts.append(html.note(_UNFAIR))
     return parts
 
 

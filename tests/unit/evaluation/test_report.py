@@ -1,10 +1,12 @@
 """A page draws itself from results and pictures and asks nothing of the outside."""
 
 import base64
+import importlib
 import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,17 @@ from fvgen_recon.evaluation.report import (
     published_section,
     scene_section,
 )
-from fvgen_recon.evaluation.result import Failure, FrameResult, TrialResult
+from fvgen_recon.evaluation.result import (
+    Failure,
+    FrameResult,
+    RunResult,
+    TrialResult,
+    write_result,
+)
 from fvgen_recon.evaluation.score import ViewScore
 
 ROOT = Path(__file__).resolve().parents[3]
+_HARD = ("a", "splatfacto")
 
 
 def make_trial(scene: str, method: str, psnr: float, num_views: int = 3) -> TrialResult:
@@ -169,6 +178,17 @@ def test_a_gallery_shows_the_middling_view_of_every_method(trials, rng) -> None:
     assert text.count("data:image/webp") == 1
 
 
+def test_no_mean_is_called_best_where_methods_have_different_scenes(trials) -> None:
+    whole = "".join(downstream_section(trials))
+    assert "best" in whole
+    assert "cannot be compared" not in whole
+    # Without its hard scene the worst method has the highest mean.
+    three = [t for t in trials if t.num_views == 3]
+    part = "".join(downstream_section([t for t in three if (t.scene, t.method) != _HARD]))
+    assert "best" not in part
+    assert "cannot be compared" in part
+
+
 def test_plots_are_inside_the_page(trials) -> None:
     for svg in (metrics_plot(trials, ("psnr", "ssim")), time_plot(trials)):
         assert svg.startswith("<svg")
@@ -183,3 +203,25 @@ def test_a_page_asks_nothing_of_the_outside(trials) -> None:
     assert not re.findall(r"(?:src|href)=['\"](?!data:|#)[^'\"]+", text)
     assert "<script" not in text
     assert "@import" not in text
+
+
+def test_a_page_says_where_it_looked_for_scenes(tmp_path, monkeypatch, capsys) -> None:
+    """Results hold no absolute paths, so the scenes of a run elsewhere have to be named."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("report")
+    result = RunResult(
+        suite="folder",
+        machine={"gpu": None, "num_cpus": 2, "cpu": "x", "torch": "2", "commit": "a", "date": "b"}
+        | {"command": "c"},
+        settings={"data": "scenes", "views": "3", "scenes": "", "long_side": 0}
+        | {"work": "work", "splits": "splits"},
+        trials=(make_trial("a", "fvgen-splat-none", 10.0),),
+        frames=(),
+        failures=(),
+    )
+    write_result(tmp_path / "result.json", result)
+    monkeypatch.chdir(tmp_path)
+    options = report.Options(results=(tmp_path / "result.json",), out=tmp_path / "page.html")
+    assert report.main(options) == 2
+    assert "not in scenes: say where with --data" in capsys.readouterr().err
+    assert report.main(replace(options, pictures=False)) == 0

@@ -87,6 +87,11 @@ class DmdSettings:
                 "A discriminator on the critic's features must keep training (train_disc), since "
                 "those features change."
             )
+        if self.disc_on == "critic" and (self.penalty.r1 > 0 or self.penalty.r2 > 0):
+            raise InputError(
+                "Gradient penalties are for a discriminator on the teacher's features: leave them "
+                "out."
+            )
 
     @property
     def uses_disc(self) -> bool:

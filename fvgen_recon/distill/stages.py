@@ -268,18 +268,26 @@ def _disc_turn(
 def _joint_judges(
     roles: Roles, batch: TrainingBatch, fake: Tensor, rng: StepRng, settings: DmdSettings
 ) -> StepResult:
-    """Critic and discriminator as one network, as in DMD2: one forward serves both losses."""
+    """Critic and discriminator as one network, as in DMD2: one forward serves both losses.
+
+    Where something was not seen, the discriminator looks at other clips than the critic does.
+    """
     schedule = roles.schedule
     t, eps = settings.noise.draw(rng, schedule, fake), rng.normal(fake)
-    x_t = schedule.add_noise(fake, eps, t)
-    both = torch.cat([schedule.add_noise(batch.x0, eps, t), x_t])
-    twice = join_conditions([batch.condition, batch.condition])
-    output, features = roles.need_critic()(both, torch.cat([t, t]), twice, return_mid=True)
-    num = len(batch)
-    critic_loss = _denoising(schedule, output[num:], x_t, fake, eps, t, space=settings.critic_space)
-    logit = roles.need_disc()(features)
-    disc_loss = gan_disc_loss(logit[:num], logit[num:])
-    report = _disc_report(roles, logit[:num], logit[num:], t)
+    clips = [batch.x0, fake] if batch.unseen is None else [batch.x0, batch.judged(fake), fake]
+    noised = [schedule.add_noise(x, eps, t) for x in clips]
+    output, features = roles.need_critic()(
+        torch.cat(noised),
+        t.repeat(len(clips)),
+        join_conditions([batch.condition] * len(clips)),
+        return_mid=True,
+    )
+    num, x_t = len(batch), noised[-1]
+    last = output[-num:]
+    critic_loss = _denoising(schedule, last, x_t, fake, eps, t, space=settings.critic_space)
+    real, false = roles.need_disc()([feature[: 2 * num] for feature in features]).chunk(2)
+    disc_loss = gan_disc_loss(real, false)
+    report = _disc_report(roles, real, false, t)
     return RoleLosses(critic=critic_loss, disc=disc_loss), report
 
 

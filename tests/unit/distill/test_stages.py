@@ -404,6 +404,18 @@ def test_the_judges_see_real_clips_where_nothing_was_seen() -> None:
     assert float(report.scalars["logit/real"]) != float(report.scalars["logit/fake"])
 
 
+def test_joint_judges_see_real_clips_where_nothing_was_seen_and_denoise_the_sample() -> None:
+    roles, batch = tiny_roles(), tiny_batch()
+    blind = dataclasses.replace(batch, unseen=torch.ones_like(batch.x0, dtype=torch.bool))
+    joint = DmdSettings(divergence="rkl", train_disc=True, disc_on="critic", gan_weight=0.1)
+    plain, before = dmd_step(roles, batch, seeded(), joint, "judges")
+    masked, after = dmd_step(roles, blind, seeded(), joint, "judges")
+    assert float(before.scalars["logit/real"]) != float(before.scalars["logit/fake"])
+    torch.testing.assert_close(after.scalars["logit/real"], after.scalars["logit/fake"])
+    torch.testing.assert_close(after.scalars["logit/real"], before.scalars["logit/real"])
+    torch.testing.assert_close(masked.critic, plain.critic)
+
+
 class _Constant(nn.Module):
     """Always gives the same clip."""
 
@@ -421,5 +433,7 @@ def test_missing_roles_and_contradictions_are_told() -> None:
         dmd_step(roles, tiny_batch(), seeded(), DmdSettings(), "judges")
     with pytest.raises(InputError, match="must keep training"):
         DmdSettings(disc_on="critic")
+    with pytest.warns(UserWarning, match="flatten"), pytest.raises(InputError, match="penalties"):
+        DmdSettings(disc_on="critic", train_disc=True, penalty=PenaltySettings(r1=1.0))
     with pytest.raises(InputError, match="low < high"):
         NoiseRange(low=0.5, high=0.5)

@@ -18,6 +18,7 @@ from fvgen_nerfstudio.dataset import SceneDataset
 from fvgen_nerfstudio.depth import DepthTargets, collect_depth
 from fvgen_recon.densify.bank import Bank, BankEntry
 from fvgen_recon.densify.schedule import MixingSchedule
+from fvgen_recon.errors import InputError
 from fvgen_recon.types import Scene
 
 _MIXING = MixingSchedule()
@@ -76,6 +77,11 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         test_mode: Literal["test", "val", "inference"] = "val",
         **kwargs: Any,
     ) -> None:
+        if config.camera_res_scale_factor != 1:
+            raise InputError(
+                "Photos are sized by --pipeline.datamanager.dataparser.long-side: a "
+                f"camera-res-scale-factor of {config.camera_res_scale_factor:g} came beside it."
+            )
         self.schedule = config.schedule()
         self.bank: Bank | None = None
         self.num_steps = 1
@@ -101,6 +107,13 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
         views = self.dataparser.views_of(self.test_split)
         return SceneDataset(outputs, self.dataparser.source, views)
+
+    def _load_images(
+        self, split: Literal["train", "eval"], cache_images_device: Literal["cpu", "gpu"]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Open the photos of a split; without CUDA there is no memory to pin for a copy."""
+        place = cache_images_device if torch.cuda.is_available() else "gpu"
+        return super()._load_images(split, place)
 
     def use_bank(self, bank: Bank, rounds: Literal["latest", "all"]) -> None:
         """Serve a bank's frames from now on: those of the latest round, or of all."""

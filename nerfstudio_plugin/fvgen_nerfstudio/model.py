@@ -6,7 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
-from nerfstudio.model_components.lib_bilagrid import BilateralGrid, total_variation_loss
+from nerfstudio.model_components.lib_bilagrid import (
+    BilateralGrid,
+    color_correct,
+    total_variation_loss,
+)
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import get_color
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -344,10 +348,18 @@ class FvgenModel(RefinableModel):
         target = self.composite_with_background(
             self.get_gt_img(batch["image"]), outputs["background"]
         )
-        first, second = (image.permute(2, 0, 1)[None] for image in (target, outputs["rgb"]))
-        metrics = {"psnr": float(self.psnr(second, first)), "ssim": float(self.ssim(first, second))}
-        metrics.update(self.perceptual.measure(second, first))
+        metrics = self._compare(outputs["rgb"], target)
+        if self.config.color_corrected_metrics:
+            corrected = color_correct(outputs["rgb"], target)
+            found = self._compare(corrected, target)
+            metrics.update({f"cc_{name}": value for name, value in found.items()})
         return metrics, {"img": torch.cat([target, outputs["rgb"]], dim=1)}
+
+    def _compare(self, image: Tensor, target: Tensor) -> dict[str, float]:
+        """Return PSNR, SSIM and perceptual metrics of an image `H W 3`."""
+        first, second = (x.permute(2, 0, 1)[None] for x in (target, image))
+        metrics = {"psnr": float(self.psnr(second, first)), "ssim": float(self.ssim(first, second))}
+        return {**metrics, **self.perceptual.measure(second, first)}
 
     def get_extra_state(self) -> Tensor:
         """Return the member that each Gaussian belongs to, for checkpoints."""

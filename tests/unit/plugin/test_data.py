@@ -102,6 +102,20 @@ def test_photos_and_cameras_fit_together(folder):
     assert (int(camera.height), int(camera.width)) == (32, 48)
 
 
+def test_photos_kept_off_the_gpu_are_served_without_one_too(folder):
+    parser = FvgenDataParserConfig(data=folder, estimator="random", num_points=50)
+    config = FvgenDatamanagerConfig(dataparser=parser, cache_images="cpu")
+    camera, batch = config.setup(device="cpu", test_mode="val").next_train(0)
+    assert batch["image"].shape == (32, 48, 3)
+    assert int(camera.width) == 48
+
+
+def test_another_way_to_size_photos_is_refused(folder):
+    parser = FvgenDataParserConfig(data=folder, estimator="random", num_points=50)
+    with pytest.raises(InputError, match="sized by"):
+        FvgenDatamanagerConfig(dataparser=parser, camera_res_scale_factor=0.5).setup(device="cpu")
+
+
 def test_points_may_be_sought_in_larger_photos_than_are_trained_on(folder):
     source = _datamanager(folder, views=3, long_side=16).dataparser.source
     trained, larger, smaller = source.scene, source.small_scene(1000), source.small_scene(8)

@@ -371,6 +371,17 @@ def test_st_lpips_is_reported_under_its_own_name(monkeypatch, tmp_path, rng):
     assert 1e-3 < noisy_distance < metrics.measure(image, torch.zeros_like(image))["st_lpips"]
 
 
+def test_metrics_after_colour_correction_have_their_own_names(rng):
+    model = _model(color_corrected_metrics=True).eval()
+    target = torch.rand(24, 32, 3, generator=rng)
+    outputs = {"rgb": 0.5 * target + 0.2, "background": torch.zeros(3)}
+    metrics, _ = model.get_image_metrics_and_images(outputs, {"image": target})
+    assert metrics["cc_psnr"] > metrics["psnr"] + 10
+    assert metrics["cc_ssim"] > metrics["ssim"]
+    plain, _ = _model().get_image_metrics_and_images(outputs, {"image": target})
+    assert not [name for name in plain if name.startswith("cc_")]
+
+
 @pytest.mark.gpu
 def test_cuda_shows_what_the_cpu_shows_and_trains(batch):
     model = _model(num_points=200).eval()

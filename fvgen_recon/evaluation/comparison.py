@@ -18,6 +18,7 @@ from fvgen_recon.evaluation.warp import warped_difference
 from fvgen_recon.io.image import write_image
 from fvgen_recon.types import Cameras, Guidance
 
+_FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4
 GAP_BORDERS_DEG = (15.0, 30.0)
 """Borders between narrow, middle and wide gaps."""
 
@@ -176,10 +177,23 @@ def by_gap(rows: Sequence[Row]) -> tuple[tuple[Row, ...], ...]:
 
 
 def caption(width: int, text: str, height: int = 18) -> Float[Tensor, "3 h W"]:
-    """Return a white strip with a word on it."""
+    """Return a white strip with a word on it, of which the end stays where it is too long.
+
+    Methods of one family differ in their endings.
+    """
     strip = np.full((height, width, 3), 255, np.uint8)
-    cv2.putText(strip, text, (3, height - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+    cv2.putText(strip, _fitted(text, width - 6), (3, height - 5), _FONT, _FONT_SCALE, (0, 0, 0), 1)
     return torch.from_numpy(strip).permute(2, 0, 1).float() / 255
+
+
+def _fitted(text: str, width: int) -> str:
+    """Return a word, or two dots and as much of its end as fits into so many pixels."""
+    ends = (text, *(f"..{text[start:]}" for start in range(1, len(text))))
+    return next((end for end in ends if _text_width(end) <= width), text[-1:])
+
+
+def _text_width(text: str) -> int:
+    return cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0]
 
 
 def write_comparison(

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fvgen_recon.evaluation.comparison import (
     Score,
     Truth,
     by_gap,
+    caption,
     mean_over_scenes,
     mean_score,
     run_method,
@@ -102,3 +104,12 @@ def test_picture_has_a_heading_and_every_image(tmp_path, rng):
     picture = read_image(path)
     assert picture.shape == (3, 18 + 3 * 8, 80)
     torch.testing.assert_close(picture[:, 18:26, 40:], rows[0][1], atol=0.003, rtol=0)
+
+
+def test_headings_of_narrow_columns_stay_inside_and_tell_methods_apart():
+    names = ("fvgen-splat-none", "fvgen-splat-regression", "fvgen-splat-student")
+    narrow = [caption(90, name) for name in names]
+    assert not any(torch.equal(a, b) for a, b in pairwise(narrow))
+    assert all((strip[..., -2:] == 1).all() for strip in narrow)
+    # What fits is written whole.
+    torch.testing.assert_close(caption(220, "none")[..., :90], caption(90, "none"))

@@ -162,14 +162,15 @@ def start_networks(
             f"The discriminator was to look at feature {wrong[0]}: this backbone has "
             f"{len(channels)}, counted from 0."
         )
+    copies = [copy.deepcopy(model.backbone).float().requires_grad_(True) for _ in range(2)]
+    # New weights are the same in every process and every run.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         disc = ClipDiscriminator(
             [channels[layer] for layer in disc_layers], layers=disc_layers, width=disc_width
         )
-    copies = [copy.deepcopy(model.backbone).float().requires_grad_(True) for _ in range(2)]
-    if lora is not None:
-        copies = [add_lora(module.to(frozen_dtype), lora) for module in copies]
+        if lora is not None:
+            copies = [add_lora(module.to(frozen_dtype), lora) for module in copies]
     assert isinstance(model.schedule, SamplingSchedule)
     return Networks(
         schedule=model.schedule,

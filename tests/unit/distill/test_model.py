@@ -74,6 +74,16 @@ def test_exported_student_is_loaded_by_the_generator(tmp_path: Path) -> None:
         torch.testing.assert_close(got[name], value.bfloat16().float())
 
 
+def test_adapters_start_alike_in_every_process() -> None:
+    model = random_compact(SHAPE)
+    first, second = (
+        start_networks(model, clips().clips, disc_width=16, lora=LoraSettings(rank=2))
+        for _ in range(2)
+    )
+    for name, value in first.student.state_dict().items():
+        assert torch.equal(value, second.student.state_dict()[name]), name
+
+
 def test_adapters_start_neutral_train_alone_and_merge() -> None:
     batch, t = tiny_batch(), torch.tensor([100, 900])
     torch.manual_seed(0)

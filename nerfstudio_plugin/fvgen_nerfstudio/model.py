@@ -225,7 +225,8 @@ class FvgenModel(RefinableModel):
         background = self._get_background_color()
         unknown = self.config.unknown
         is_filled = unknown == "diffuse-always" or (unknown == "diffuse" and not self.training)
-        if is_filled and self.crop_box is None:
+        # A viewer's crop box stays set while training goes on, and is none of its business.
+        if is_filled and (self.training or self.crop_box is None):
             (rgb,) = self._filled(colors[..., :3], alpha, self._mean_color())
         else:
             rgb = colors[..., :3] + (1 - alpha) * background

@@ -5,7 +5,7 @@ import torch
 from factories import make_cameras, make_cloud
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
 from nerfstudio.cameras.cameras import CameraType
-from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
 from nerfstudio.models.splatfacto import SplatfactoModel
 
 from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
@@ -369,6 +369,14 @@ def test_st_lpips_is_reported_under_its_own_name(monkeypatch, tmp_path, rng):
     assert metrics.measure(image, image)["st_lpips"] == pytest.approx(0, abs=1e-6)
     noisy_distance = metrics.measure(image, noisy)["st_lpips"]
     assert 1e-3 < noisy_distance < metrics.measure(image, torch.zeros_like(image))["st_lpips"]
+
+
+def test_a_viewers_crop_box_changes_nothing_of_training():
+    model = _seeded(unknown="diffuse-always", seed_size=0.3)
+    plain = model.train()(_photo(1))["rgb"]
+    far = OrientedBox(R=torch.eye(3), T=torch.full((3,), 9.0), S=torch.ones(3))
+    model.eval().get_outputs_for_camera(_photo(1), far)
+    torch.testing.assert_close(model.train()(_photo(1))["rgb"], plain)
 
 
 def test_metrics_after_colour_correction_have_their_own_names(rng):

@@ -156,7 +156,10 @@ class Trainer:
         end = num_ticks(phases)
         if stop_after is not None:
             end = min(end, self.tick + stop_after)
-        self._clock = self._last_log = (time.monotonic(), self.tick)
+        now = time.monotonic()
+        self._clock = (now, self.tick)
+        if self.tick < end:
+            self._last_log = (now, self._steps_done(locate(phases, self.tick)) - 1)
         while self.tick < end:
             place = locate(phases, self.tick)
             if place.opens_phase or not self._optimizers:

@@ -1,6 +1,7 @@
 """The loop: exact resume, the same numbers however the work is spread, guards and checkpoints."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -333,6 +334,21 @@ def test_trackers_get_curves_and_time_left(tmp_path: Path) -> None:
     assert "left" in lines[0]
     assert "disc" in lines[0]
     assert list((tmp_path / "board").iterdir())
+
+
+def test_pace_of_a_resumed_run_counts_its_own_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = settings(all_phases()[3:5], log_every=2)
+    make(how, tmp_path).run(stop_after=6)  # Two steps of one student's and two judges' turns.
+    clock = itertools.count()
+    monkeypatch.setattr("fvgen_recon.distill.trainer.time.monotonic", lambda: float(next(clock)))
+    lines: list[str] = []
+    trainer = make(how, tmp_path, trackers=[LineTracker(lines.append)])
+    assert trainer.resume()
+    trainer.run()
+    assert lines[0].startswith("dmd 4/5  0.5 s/step")
+    assert lines[1].startswith("dmd 5/5  1 s/step")
 
 
 def test_wandb_gets_curves_and_pictures_of_one_run(

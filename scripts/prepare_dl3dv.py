@@ -120,7 +120,7 @@ def planned(options: Options) -> ShardPlan:
     if options.exclude is not None:
         if not options.exclude.is_file():
             raise InputError(f"The list of scenes {options.exclude} was expected and is not there.")
-        excluded = options.exclude.read_text(encoding="utf-8").splitlines()
+        excluded = options.exclude.read_text(encoding="utf-8-sig").splitlines()
     plan, problems = make_plan(options.data, options.settings, excluded=excluded)
     for problem in problems:
         log.warning(f"left out {problem}")

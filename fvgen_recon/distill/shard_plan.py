@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -161,9 +161,15 @@ def _is_posed(folder: Path) -> bool:
 
 
 def drop_excluded(scenes: Sequence[str], excluded: Sequence[str]) -> list[str]:
-    """Leave out scenes whose path, or any folder on it, is on a list."""
-    names = {name.strip() for name in excluded} - {""}
-    return [s for s in scenes if s not in names and not names & set(s.split("/"))]
+    """Leave out scenes on a list: by their path, that of a folder above them, or a name on it."""
+    names = {PurePosixPath(name.strip()).as_posix() for name in excluded if name.strip()}
+    return [scene for scene in scenes if not names & _ways_to_name(PurePosixPath(scene))]
+
+
+def _ways_to_name(scene: PurePosixPath) -> set[str]:
+    """Return a scene's path, those of the folders above it, and the names of all of them."""
+    above = [path.as_posix() for path in scene.parents if path.parts]
+    return {scene.as_posix(), *above, *scene.parts}
 
 
 def open_capture(root: Path, scene: str, settings: ShardSettings) -> Capture:

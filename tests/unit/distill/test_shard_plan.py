@@ -40,6 +40,8 @@ def test_exclusion_by_path_or_by_folder_name(data: Path) -> None:
     scenes = find_scenes(data)
     assert drop_excluded(scenes, ["bbb", "", "1K/aaa\n"]) == ["ccc"]
     assert drop_excluded(scenes, ["aa"]) == scenes
+    assert drop_excluded(scenes, ["2K/bbb", "./1K/aaa/"]) == ["ccc"]
+    assert drop_excluded(scenes, ["K/aaa", "bbb/nerfstudio", "1K/a"]) == scenes
     plan, _ = make_plan(data, TINY, excluded=["aaa"])
     assert {w.scene for shard in plan.shards for w in shard} == {"2K/bbb/nerfstudio"}
 

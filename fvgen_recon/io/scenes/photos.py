@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import require_folder
 from fvgen_recon.io.image import image_size, is_turned, read_image
 from fvgen_recon.io.scenes.capture import Capture
 from fvgen_recon.io.scenes.colmap import capture_from_model
@@ -19,6 +20,7 @@ from fvgen_recon.io.scenes.colmap_model import has_model, read_model
 
 _LOG = logging.getLogger(__name__)
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+_COLMAP_FORMATS = {"JPEG", "MPO", "PNG", "TIFF", "BMP"}
 _SEED = 0
 _SFM_LONG_SIDE = 1600
 
@@ -33,9 +35,11 @@ def _photo_folder(folder: Path) -> Path:
 
 
 def _photos(folder: Path) -> list[Path]:
+    """Return the photos of a folder, without what systems hide beside them (`._0001.jpg`)."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS)
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(p for p in visible if p.suffix.lower() in _ENDINGS and p.is_file())
 
 
 def load(folder: Path, cache: Path) -> Capture:
@@ -80,9 +84,10 @@ def _reconstruct(photos: list[Path], model: Path) -> None:
     """Estimate poses and keep the largest model; `model` appears whole or not at all."""
     for photo in photos:
         read_image(photo)
+    _require_cache(model.parent)
     model.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=model.parent, prefix=".sfm-") as work, _quiet():
-        images = _upright_folder(photos, Path(work) / "upright")
+        images = _readable_folder(photos, Path(work) / "readable")
         best = _map_photos(images, [photo.name for photo in photos], Path(work))
         if best is None or best.num_reg_images() < 2:
             raise InputError(
@@ -97,19 +102,38 @@ def _reconstruct(photos: list[Path], model: Path) -> None:
             finished.rename(model)
 
 
-def _upright_folder(photos: list[Path], copies: Path) -> Path:
-    """Return a folder of upright photos: the user's own, or copies where any lies on its side.
+def _require_cache(cache: Path) -> None:
+    try:
+        require_folder(cache)
+    except InputError as error:
+        raise InputError(
+            f"{error} Poses of photos are kept there; XDG_CACHE_HOME says where."
+        ) from error
 
-    COLMAP reads stored pixels; what follows wants the world's up in the image's up.
+
+def _readable_folder(photos: list[Path], copies: Path) -> Path:
+    """Return a folder of upright photos: the user's own, or copies where COLMAP needs them.
+
+    COLMAP reads stored pixels; what follows wants the world's up in the image's up. It passes over
+    formats that it does not know, and goes by the content of a file, not by its name.
     """
-    if not any(is_turned(photo) for photo in photos):
+    if all(_format(photo) in _COLMAP_FORMATS and not is_turned(photo) for photo in photos):
         return photos[0].parent
     copies.mkdir()
     for photo in photos:
         with Image.open(photo) as image:
             upright = ImageOps.exif_transpose(image)
-            upright.save(copies / photo.name, quality=95, exif=upright.getexif())
+            exif = upright.getexif()
+            if image.format in _COLMAP_FORMATS:
+                upright.save(copies / photo.name, quality=95, exif=exif)
+            else:
+                upright.convert("RGB").save(copies / photo.name, format="PNG", exif=exif)
     return copies
+
+
+def _format(photo: Path) -> str | None:
+    with Image.open(photo) as image:
+        return image.format
 
 
 def _map_photos(images: Path, names: list[str], work: Path) -> Any:

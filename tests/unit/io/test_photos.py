@@ -56,6 +56,36 @@ def test_photos_get_the_poses_they_were_taken_from(room, tmp_path, caplog):
         assert torch.equal(first.c2w, second.c2w)
 
 
+def test_photos_of_formats_that_colmap_does_not_know(room, tmp_path):
+    photos = room[2]
+    for index, photo in enumerate(photos):
+        pixels = (photo * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        ending = "webp" if index else "jpg"  # One says that it is a JPEG.
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        path = tmp_path / "photos" / f"{index}.{ending}"
+        Image.fromarray(pixels).save(path, format="WEBP", lossless=True)
+    capture = load_capture(tmp_path / "photos", cache=tmp_path / "cache")
+    assert len(capture) == len(photos)
+    scene = load_scene(capture, (0, 4))
+    assert float((scene.images - photos[[0, 4]]).abs().mean()) < 0.02
+
+
+def test_hidden_files_and_folders_are_no_photos(tmp_path):
+    write_photo(tmp_path / "x.png")
+    (tmp_path / "._x.png").write_bytes(b"what a Mac leaves")
+    (tmp_path / "y.png").mkdir()
+    with pytest.raises(InputError, match=r"1 photo\(s\) were found"):
+        load_capture(tmp_path, cache=tmp_path / "cache")
+
+
+def test_a_cache_that_is_a_file(tmp_path):
+    for name in ("x.png", "y.png"):
+        write_photo(tmp_path / "photos" / name)
+    (tmp_path / "cache").write_text("mine")
+    with pytest.raises(InputError, match=r"is a file; name another.*XDG_CACHE_HOME"):
+        load_capture(tmp_path / "photos", cache=tmp_path / "cache")
+
+
 def test_photos_that_show_nothing_in_common(tmp_path):
     for index in range(3):
         grey = np.full((48, 64, 3), 60 * index + 40, dtype=np.uint8)

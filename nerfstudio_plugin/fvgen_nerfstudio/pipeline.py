@@ -125,10 +125,18 @@ class FvgenPipeline(VanillaPipeline):
             WeightsError: It is not a splat's, of another number of members or SH degree, or of
                 other input photos.
         """
-        check_loaded(loaded_state.get("_model._extra_state"), self.model.config.num_members)
-        known = loaded_state.get("_model.exposure.position")
-        check_inputs(known, self.datamanager.dataparser.input_cameras)
+        self.check_state(loaded_state)
         super().load_pipeline(loaded_state, step)
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Check that a checkpoint's state is of as many members and of the same photos.
+
+        Raises:
+            WeightsError: It is not.
+        """
+        check_loaded(state.get("_model._extra_state"), self.model.config.num_members)
+        known = state.get("_model.exposure.position")
+        check_inputs(known, self.datamanager.dataparser.input_cameras)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes

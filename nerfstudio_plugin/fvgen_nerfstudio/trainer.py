@@ -79,19 +79,30 @@ class FvgenTrainer(Trainer):
             super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
-        """Create the optimizers. The pipeline stands by now, so a run folder is worth having."""
+        """Create the optimizers. The pipeline stands by now, so a run folder is worth having.
+
+        A checkpoint is looked at before: a run folder that is used again keeps its `config.yml`
+        where it cannot be resumed from.
+        """
+        if self._resumed is not None:
+            self._check_resumed(self._resumed)
         self.config.write_config()
         return super().setup_optimizers()
+
+    def _check_resumed(self, state: dict[str, Any]) -> None:
+        """Raise a `FvgenError` where a checkpoint cannot be resumed from."""
+        self.pipeline.check_state(state["pipeline"])
+        num_done, total = state["step"] + 1, self.config.max_num_iterations
+        if num_done >= total:
+            raise InputError(
+                f"The checkpoint already has {num_done} steps of {total}: ask for more with "
+                "--max-num-iterations."
+            )
 
     def train(self) -> None:
         """Train up to `max_num_iterations` steps in all, those before a resume included."""
         total = self.config.max_num_iterations
         with one_sentence():
-            if self._start_step >= total:
-                raise InputError(
-                    f"The checkpoint already has {self._start_step} steps of {total}: ask for more "
-                    "with --max-num-iterations."
-                )
             # nerfstudio 1.1.5 counts from the step that it resumes at.
             self.config.max_num_iterations = total - self._start_step
             try:

@@ -307,6 +307,26 @@ def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_cannot_be_resumed_is_told_and_left_as_it_is(run: Run) -> None:
+    """Here in its own run folder, whose config.yml every tool reads."""
+    config, output = Path(run.config), run.folder.parents[2]
+    before, more = config.read_bytes(), ["--load-dir", str(run.checkpoints)]
+    refused = {
+        f"already has {NUM_STEPS} steps of {NUM_STEPS}": train(
+            run.scene, output, "first", NUM_STEPS, *more
+        ),
+        "trained on other photos": train(
+            run.scene, output, "first", NUM_STEPS + 5, *more, "--views", "4"
+        ),
+    }
+    result = call(*refused.values(), cwd=run.scene.parent, keep_going=True)
+    outcomes = json.loads(result.stdout.splitlines()[-1])
+    for sentence, (code, errors) in zip(refused, outcomes, strict=True):
+        assert code == 2, errors
+        assert sentence in errors
+    assert config.read_bytes() == before
+
+
 _COST = """
 import importlib.metadata as metadata, time
 known = metadata.entry_points

@@ -134,7 +134,10 @@ class Bank:
         """Note the input cameras that frames are made from; frames of other inputs leave."""
         if not self._has_inputs(cameras):
             self._entries, self._num_rounds = [], 0
+        elif self._inputs is not None:
+            return
         self._inputs = cameras.c2w.cpu()
+        self._write_manifest()
 
     def _has_inputs(self, cameras: Cameras) -> bool:
         known, poses = self._inputs, cameras.c2w.cpu()

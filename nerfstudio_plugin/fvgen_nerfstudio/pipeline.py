@@ -159,6 +159,25 @@ class FvgenPipeline(VanillaPipeline):
         # The model's own callback must run first: it hands over the optimizers.
         return [*callbacks, TrainingCallback(before, self.run_due_round)]
 
+    def check_bank(self, folder: Path) -> None:
+        """Check that a run can start from the user's own bank, before anything is written.
+
+        Raises:
+            InputError: There is none where the user says, it was made from other photos, or another
+                one lies in the run folder.
+        """
+        source = self.config.densify.bank
+        if source is None:
+            return
+        if not len(Bank(source)):
+            raise InputError(f"There is no bank with frames in {source}: name another folder.")
+        Bank(source).require_inputs(self.datamanager.dataparser.input_cameras)
+        if folder.exists() and not _is_copy(source, folder):
+            raise InputError(
+                f"There is another bank in {folder} already: give another --timestamp to train "
+                f"from {source}."
+            )
+
     def open_bank(self, folder: Path, resumed_run: Path | None) -> None:
         """Open the run's bank; take over the user's own, or that of the run that is resumed.
 
@@ -166,22 +185,18 @@ class FvgenPipeline(VanillaPipeline):
             InputError: There is none where the user says, it was made from other photos, or another
                 one lies in the run folder.
         """
+        self.check_bank(folder)
         settings, cameras = self.config.densify, self.datamanager.dataparser.input_cameras
         source = settings.bank
-        if source is not None and not len(Bank(source)):
-            raise InputError(f"There is no bank with frames in {source}: name another folder.")
         if source is None and resumed_run is not None:
             source = resumed_run / BANK_FOLDER
         if source is not None and source.is_dir() and not folder.exists():
             Bank(source).require_inputs(cameras)
             _copy_folder(source, folder)
-        if settings.bank is not None and not _is_copy(settings.bank, folder):
-            raise InputError(
-                f"There is another bank in {folder} already: give another --timestamp to train "
-                f"from {settings.bank}."
-            )
         bank = Bank(folder)
         bank.require_inputs(cameras)
+        if not len(bank):
+            bank.start_round(cameras)  # Verdicts of the gate are kept here before any frame is.
         self.num_rounds_done = max(bank.num_rounds, _last_dropped(folder) + 1)
         self.datamanager.use_bank(bank, settings.use_rounds)
 

@@ -7,6 +7,7 @@ from pipelines import advance, open_pipeline, start_run, write_room
 
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.io.file import write_json
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,18 @@ def test_a_bank_of_other_photos_is_never_trained_from(room, tmp_path):
     again = open_pipeline(room, views=("0.png", "2.png"))
     start_run(again, tmp_path / "one")
     assert len(again.datamanager._entries) == len(Bank(tmp_path / "one" / "bank"))
+
+
+def test_what_the_gate_dropped_is_not_dropped_for_other_photos(room, tmp_path):
+    first = open_pipeline(room, views=("0.png", "2.png"))
+    start_run(first, tmp_path)
+    write_json(tmp_path / "bank" / "gate_00.json", {"keeps": False})
+    again = open_pipeline(room, views=("0.png", "2.png"))
+    start_run(again, tmp_path)
+    assert again.num_rounds_done == 1
+    other = open_pipeline(room, views=("0.png", "1.png"))
+    with pytest.raises(InputError, match="made from other input photos"):
+        start_run(other, tmp_path)
 
 
 def test_a_bank_in_the_run_folder_does_not_take_the_place_of_the_users(room, tmp_path):

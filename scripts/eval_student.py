@@ -39,10 +39,11 @@ from fvgen_recon.evaluation.moment import add_moments, frechet_between
 from fvgen_recon.evaluation.protocol import folder_split
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
-from fvgen_recon.io.scenes import Capture, load_capture, photo_size
+from fvgen_recon.io.scenes import LOADERS, Capture, load_capture, photo_size
 from fvgen_recon.pointcloud import ESTIMATORS
 
 _KINDS = ("student", "teacher", "regression")
+_POSED = ("seva", "nerfstudio", "colmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class Arguments:
     """Measure generators on the held-out views of every scene in a folder."""
 
     scenes: Path
-    """A scene, or a folder whose sub-folders are scenes, in any format that fvgen-recon reads."""
+    """A scene, or a folder whose sub-folders are scenes, each with poses: transforms.json, COLMAP
+    or SEVA."""
     out: Path
     """JSON file to write; pictures go beside it."""
     views: int = 3
@@ -275,18 +277,24 @@ def report(
 
 
 def _scene_folders(folder: Path) -> list[Path]:
-    if (folder / "transforms.json").is_file():
-        return [folder]
     if not folder.is_dir():
         raise InputError(f"A folder of scenes was expected: {folder} is not there.")
-    return sorted(p for p in folder.iterdir() if (p / "transforms.json").is_file())
+    if _has_poses(folder):
+        return [folder]
+    return sorted(p for p in folder.iterdir() if p.is_dir() and _has_poses(p))
+
+
+def _has_poses(folder: Path) -> bool:
+    return any(LOADERS[name].detect(folder) for name in _POSED)
 
 
 def main(args: Arguments) -> None:
     """Measure every scene."""
     folders = _scene_folders(args.scenes)
     if not folders:
-        raise InputError(f"No scene with a transforms.json was found in {args.scenes}.")
+        raise InputError(
+            f"No scene with poses (transforms.json, COLMAP or SEVA) was found in {args.scenes}."
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bench = make_bench(args)
     results, skipped, start = [], {}, time.perf_counter()

@@ -75,6 +75,10 @@ def render_worlds(scenes: list[PackedScene], args: Arguments) -> list[PackedScen
 
 def main(args: Arguments) -> None:
     """Write what was asked for."""
+    if args.scenes is None and args.features is None:
+        raise InputError("Nothing was asked for: name --scenes and --out, or --features.")
+    if args.scenes is not None and not args.scenes.is_dir():
+        raise InputError(f"A folder of scenes was expected: {args.scenes} is not there.")
     if args.features is not None:
         pack_features(args.features, {"alex": 5, "vgg": 4})
         print(f"{args.features}: {args.features.stat().st_size / 2**20:.1f} MiB")

@@ -325,6 +325,8 @@ def _judges(args: Arguments, device: torch.device) -> tuple[Perceptual, Perceptu
 
 def main(args: Arguments) -> None:
     """Run the stages."""
+    if args.recipe not in RECIPES:
+        raise InputError(f"There is no recipe `{args.recipe}`: choose one of {', '.join(RECIPES)}.")
     recipe = RECIPES[args.recipe]()
     stages = _stages(args, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

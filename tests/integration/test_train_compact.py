@@ -65,6 +65,13 @@ def test_it_goes_on_from_what_it_left(trained: Arguments, capsys: pytest.Capture
     assert cards[0].sha256 != cards[1].sha256
 
 
+def test_an_unknown_recipe_is_told(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nothing"
+    args = Arguments(train=nowhere, val=nowhere, features=nowhere, out=tmp_path, recipe="nope")
+    with pytest.raises(InputError, match=r"no recipe `nope`: choose one of full, debug"):
+        main(args)
+
+
 def test_captures_without_photos_between_others_are_refused(tmp_path: Path) -> None:
     write_room(tmp_path / "scenes" / "pair", num_photos=3, height=64, width=80)
     pack(PackArguments(scenes=tmp_path / "scenes", out=tmp_path / "pair.bin"))

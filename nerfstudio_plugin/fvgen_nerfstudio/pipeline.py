@@ -26,7 +26,7 @@ from fvgen_nerfstudio.member import check_loaded, choose_members, describe_membe
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.overlap import describe_overlap
 from fvgen_nerfstudio.refinement import RefineSettings
-from fvgen_nerfstudio.rounds import DensifySettings, check_rounds, due_round
+from fvgen_nerfstudio.rounds import DensifySettings, check_gate, check_rounds, due_round
 from fvgen_recon.densify.bank import MANIFEST, Bank
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json, write_json
@@ -89,6 +89,7 @@ class FvgenPipeline(VanillaPipeline):
         if is_new and config.densify.active_rounds():
             from fvgen_nerfstudio.generation import check_config, make_config
 
+            check_gate(config.densify)
             data = config.datamanager
             assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
             check_config(make_config(config.densify, data.dataparser.estimator, device))

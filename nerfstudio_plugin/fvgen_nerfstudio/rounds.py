@@ -79,6 +79,19 @@ def check_rounds(rounds: tuple[float, ...]) -> None:
         )
 
 
+def check_gate(settings: DensifySettings) -> None:
+    """Raise an `InputError` where a round cannot be judged.
+
+    The world of a splat follows from its input cameras, so that with a photo left out a user's
+    camera path would lie elsewhere.
+    """
+    if settings.gate_folds > 0 and settings.planner == "file":
+        raise InputError(
+            "The gate cannot judge a camera path, which fits the world of all inputs alone: give "
+            "no --pipeline.densify.gate-folds with the planner `file`."
+        )
+
+
 def due_round(rounds: tuple[float, ...], progress: float, num_done: int) -> int | None:
     """Return the latest round that should have run by now and has not, or none."""
     due = sum(at <= progress for at in rounds)

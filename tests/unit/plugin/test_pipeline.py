@@ -133,6 +133,7 @@ def test_without_a_generator_there_is_no_bank(room, tmp_path):
         ({"planner": "file", "camera_path": Path("gone.json")}, "gone.json was expected"),
         ({"weights": Path("absent")}, "no weights at absent"),
         ({"rounds": (0.5, 0.1)}, "rising fractions"),
+        ({"planner": "file", "gate_folds": 1}, "gate cannot judge a camera path"),
     ],
 )
 def test_settings_that_cannot_work_end_with_one_sentence(room, settings, sentence, capsys):

@@ -254,6 +254,11 @@ class FvgenDataParser(DataParser):
             )
         least = 0.0 if self._is_random else self.config.min_confidence
         trusted = cloud[cloud.confidence >= least]
+        if len(trusted) < _FEWEST:
+            raise InputError(
+                f"Only {len(trusted)} points of {len(cloud)} have a confidence of {least:g} or "
+                "more: give a lower --pipeline.datamanager.dataparser.min-confidence."
+            )
         drawn, chance = draw_points(
             trusted.confidence, self.config.num_points, self.config.seed, least=_LEAST_WEIGHT
         )

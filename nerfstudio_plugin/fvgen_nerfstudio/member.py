@@ -1,12 +1,15 @@
 """How many members a splat has, which follows from the settings and the number of input photos."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
-from fvgen_nerfstudio.dataparser import FvgenDataParser
+from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.recipes.splat import gpu_splat
@@ -32,11 +35,16 @@ def choose_members(model: ModelConfig, data: DataManagerConfig) -> None:
         if obstacle:
             CONSOLE.log(f"No ensemble, as {obstacle}.")
             parser.ensemble = ()
-    elif obstacle and parser.setup().wanted_sources:
+    elif obstacle and _located(parser, data).setup().wanted_sources:
         raise InputError(
             f"There cannot be an ensemble, as {obstacle}: change that, or give no "
             f"{_OPTIONS}.ensemble."
         )
+
+
+def _located(parser: FvgenDataParserConfig, data: FvgenDatamanagerConfig) -> FvgenDataParserConfig:
+    """Return the parser's settings with the folder that `--data` names, as managers hand it on."""
+    return parser if data.data is None else replace(parser, data=Path(data.data))
 
 
 def _obstacle(model: FvgenModelConfig) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_cameras, make_scene
+from factories import make_cameras, make_cloud, make_scene
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
@@ -202,6 +202,13 @@ def test_evaluation_needs_no_points(folder):
     assert "points3D_xyz" in _datamanager(folder).train_dataparser_outputs.metadata
     outputs = _datamanager(folder, test_mode="test").train_dataparser_outputs
     assert "points3D_xyz" not in outputs.metadata
+
+
+def test_a_confidence_that_no_point_has_is_named(folder):
+    parser = _datamanager(folder, test_mode="test").dataparser
+    parser.config.estimator, parser.config.min_confidence = "plane-sweep", 1.5
+    with pytest.raises(InputError, match=r"Only 0 points of 20 .* confidence of 1\.5 or more"):
+        parser._draw(make_cloud(20))
 
 
 @pytest.mark.parametrize(

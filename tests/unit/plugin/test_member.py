@@ -87,6 +87,7 @@ def test_members_and_what_they_cannot_have_are_refused_where_there_are_members(r
     parser.data, parser.ensemble, parser.ensemble_views = room, ("mvs", "stereo"), 2
     choose_members(config.model, config.datamanager)  # Three photos have one member anyway.
     parser.ensemble_views = 3
+    parser.data, config.datamanager.data = Path(), room  # As --data has it.
     with pytest.raises(InputError, match="There cannot be an ensemble, as its members"):
         choose_members(config.model, config.datamanager)
 

@@ -138,7 +138,9 @@ def _checked(ids: tuple[int, ...], total: int, what: str) -> tuple[int, ...]:
 
 
 def _index_of(capture: Capture, name: str) -> int:
-    matches = [i for i, n in enumerate(capture.names) if name in {n, Path(n).name, Path(n).stem}]
+    if name in capture.names:
+        return capture.names.index(name)  # Even where it is the file name of another frame, too.
+    matches = [i for i, n in enumerate(capture.names) if name in {Path(n).name, Path(n).stem}]
     if len(matches) != 1:
         found = "no frame" if not matches else f"{len(matches)} frames"
         raise InputError(f"The name {name} matches {found} of this scene: give one full file name.")

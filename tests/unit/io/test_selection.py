@@ -174,6 +174,21 @@ def test_bad_splits(row, train, test, sentence):
         select_views(row, ViewSelection(split=path))
 
 
+def test_a_full_name_is_that_frame_alone_where_others_end_alike(tmp_path):
+    meta = read_meta(write_scene(tmp_path, 4))
+    (tmp_path / "images" / "003.png").rename(tmp_path / "000.png")
+    meta["frames"][3]["file_path"] = "000.png"
+    write_meta(tmp_path, meta)
+    capture = load_capture(tmp_path)
+    assert set(capture.names) >= {"000.png", "images/000.png"}
+    for name in ("000.png", "images/000.png"):
+        split = select_views(capture, ViewSelection(names=(name, "001.png")))
+        assert name in {capture.names[i] for i in split.inputs}
+        assert len(split.inputs) == 2
+    with pytest.raises(InputError, match="matches 2 frames"):
+        select_views(capture, ViewSelection(names=("000", "001.png")))
+
+
 @pytest.mark.parametrize(
     ("choice", "sentence"),
     [

@@ -169,6 +169,8 @@ class Trainer:
             if place.turn == "student":
                 self._after_step(phases[place.phase], place, last=self.tick == end)
             elif self.tick == end:
+                scalars = self._window.read(self._processes)
+                self._guard.check(phases[place.phase].name, self._steps_done(place) - 1, scalars)
                 self.save()
 
     @property
@@ -318,7 +320,7 @@ class Trainer:
         real, fake = [], []
         for index in range(phase.calibrate * self.settings.accumulation):
             tick, part = divmod(index, self.settings.accumulation)
-            batch, rng = self._draw(self.tick - tick, part, self.settings.seed + 1)
+            batch, rng = self._draw(self.tick + tick, part, self.settings.seed + 1)
             with self._precision():
                 logits = disc_logits(roles, batch, rng, phase.stage.rollout, phase.stage.noise)
             real.append(logits[0])

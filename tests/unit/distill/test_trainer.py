@@ -311,6 +311,26 @@ def test_numbers_that_are_not_finite_stop_the_run_before_it_is_saved(tmp_path: P
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
+def test_a_stop_among_the_judges_does_not_save_what_is_not_finite(tmp_path: Path) -> None:
+    roles = tiny_roles()
+    assert roles.plain_disc is not None
+    with torch.no_grad():
+        roles.plain_disc.heads[0].last.bias.fill_(torch.nan)
+    source = MemoryClips(clips=tiny_batch(6), seed=1, device=torch.device("cpu"))
+    how = settings(all_phases()[3:4])
+    trainer = Trainer(how, networks(roles), source, tmp_path, processes=ALONE)
+    with pytest.raises(TrainingError, match="not finite in phase gan at step 0"):
+        trainer.run(stop_after=1)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_short_phase_can_be_calibrated_on_more_clips_than_it_used(tmp_path: Path) -> None:
+    trainer = make(settings((phase("gan", GanSettings(), num_steps=1, calibrate=9),)), tmp_path)
+    trainer.run()
+    disc = trainer.ensemble.plain["disc"]
+    assert 0 < float(disc.temperature) != 1
+
+
 def test_exploding_gradients_stop_the_run(tmp_path: Path) -> None:
     how = settings((phase("regression", RegressionSettings(), num_steps=20),))
     how = dataclasses.replace(how, divergence_factor=3.0)

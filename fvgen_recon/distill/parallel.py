@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -21,6 +22,9 @@ from fvgen_recon.errors import MissingDependencyError
 
 _MOST_SHAPES = 256
 """Shapes and modes that a kind of part is compiled for before PyTorch stops compiling it."""
+_PATIENCE = timedelta(hours=1)
+"""How long processes wait for each other. The others wait while the main one writes a checkpoint of
+30 GB or the student; NCCL's ten minutes would end a run on a slow shared disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +48,7 @@ def start_processes(*, cpu: bool = False) -> Processes:
     """Join the group that the launcher set up; a plain `python` is a group of one."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=_PATIENCE)
     device = torch.device(state.device or "cpu")
     return Processes(rank=state.process_index, count=state.num_processes, device=device)
 

@@ -176,6 +176,9 @@ def test_a_process_that_was_launched_alone_leaves_its_group(tmp_path: Path) -> N
 if __name__ == "__main__":
     group = start_processes(cpu=True)
     assert torch.distributed.is_initialized()
+    # With NCCL's own ten minutes a slow write of the main process would end the others.
+    backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert backend.options._timeout.total_seconds() == 3600
     if sys.argv[1] != "none":
         train(sys.argv[1], Path(sys.argv[2]), group)
     leave_processes(group)

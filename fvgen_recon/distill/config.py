@@ -199,6 +199,15 @@ class PhaseSettings:
                 f"[0, 1) were expected, {self.num_steps}, {self.judge_turns} and "
                 f"{self.ema_decay:g} came."
             )
+        stage = self.stage
+        has_disc = isinstance(stage, GanSettings) or (
+            isinstance(stage, DmdSettings) and stage.disc_on == "teacher"
+        )
+        if self.calibrate > 0 and not has_disc:
+            raise InputError(
+                f"Phase {self.name}: there is no discriminator on the teacher's features to "
+                "calibrate; set calibrate to 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -324,6 +324,12 @@ def test_a_stop_among_the_judges_does_not_save_what_is_not_finite(tmp_path: Path
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
+@pytest.mark.parametrize("index", [0, 2, 5])
+def test_a_phase_without_a_discriminator_on_the_teacher_is_not_calibrated(index: int) -> None:
+    with pytest.raises(InputError, match="no discriminator on the teacher's features"):
+        dataclasses.replace(all_phases()[index], calibrate=1)
+
+
 def test_a_short_phase_can_be_calibrated_on_more_clips_than_it_used(tmp_path: Path) -> None:
     trainer = make(settings((phase("gan", GanSettings(), num_steps=1, calibrate=9),)), tmp_path)
     trainer.run()

@@ -139,6 +139,12 @@ class Bank:
         self._inputs = cameras.c2w.cpu()
         self._write_manifest()
 
+    def restart(self, cameras: Cameras) -> None:
+        """Begin anew: no round is whole; frames of the same inputs stay, to be found again."""
+        self.start_round(cameras)
+        self._num_rounds = 0
+        self._write_manifest()
+
     def _has_inputs(self, cameras: Cameras) -> bool:
         known, poses = self._inputs, cameras.c2w.cpu()
         if known is None:

@@ -116,12 +116,10 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         return super()._load_images(split, place)
 
     def use_bank(self, bank: Bank, rounds: Literal["latest", "all"]) -> None:
-        """Serve a bank's frames from now on: those of the latest round, or of all."""
+        """Serve a bank's frames from now on: those of the latest whole round, or of all."""
         self.bank = bank
-        latest = bank.num_rounds - 1
-        self._entries = tuple(
-            e for e in bank.entries if rounds == "all" or e.origin.round == latest
-        )
+        served = range(0 if rounds == "all" else bank.num_rounds - 1, bank.num_rounds)
+        self._entries = tuple(e for e in bank.entries if e.origin.round in served)
         self._frames = {}
 
     def next_train(self, step: int) -> tuple[NerfCameras, dict[str, Any]]:

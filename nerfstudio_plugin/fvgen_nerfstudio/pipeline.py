@@ -212,6 +212,9 @@ class FvgenPipeline(VanillaPipeline):
     def run_round(self, index: int) -> None:
         """Run one round: generate, keep in the bank, add Gaussians, serve the new frames."""
         from fvgen_nerfstudio.generation import add_gaussians, make_config, run_round
+        if settings.bank is None and resumed_run is None:
+            _forget_verdicts(folder)  # Of an earlier run here, maybe with another generator.
+            bank.restart(cameras)
 
         data, bank, settings = self.datamanager, self.datamanager.bank, self.config.densify
         assert bank is not None, "A round needs a bank to write to."
@@ -270,3 +273,10 @@ def _copy_folder(source: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     os.replace(partial, target)
+def _forget_verdicts(folder: Path) -> None:
+    """Remove what the gate has found."""
+    shutil.rmtree(folder / "gate", ignore_errors=True)
+    for note in folder.glob(_VERDICT.format(0).replace("00", "*")):
+        note.unlink()
+
+

@@ -78,20 +78,36 @@ def test_a_bank_of_other_photos_is_never_trained_from(room, tmp_path):
             start_run(other, tmp_path / folder, resumed)
     assert not (tmp_path / "two").exists()
     again = open_pipeline(room, views=("0.png", "2.png"))
-    start_run(again, tmp_path / "one")
+    advance(again, start_run(again, tmp_path / "one"), range(1))
     assert len(again.datamanager._entries) == len(Bank(tmp_path / "one" / "bank"))
 
 
 def test_what_the_gate_dropped_is_not_dropped_for_other_photos(room, tmp_path):
     first = open_pipeline(room, views=("0.png", "2.png"))
     start_run(first, tmp_path)
-    write_json(tmp_path / "bank" / "gate_00.json", {"keeps": False})
-    again = open_pipeline(room, views=("0.png", "2.png"))
-    start_run(again, tmp_path)
-    assert again.num_rounds_done == 1
+    verdict = tmp_path / "bank" / "gate_00.json"
+    write_json(verdict, {"keeps": False})
+    resumed = open_pipeline(room, views=("0.png", "2.png"))
+    start_run(resumed, tmp_path, tmp_path)
+    assert resumed.num_rounds_done == 1
     other = open_pipeline(room, views=("0.png", "1.png"))
     with pytest.raises(InputError, match="made from other input photos"):
         start_run(other, tmp_path)
+    start_run(open_pipeline(room, views=("0.png", "2.png")), tmp_path)
+    assert not verdict.exists()  # A new run in the same folder is judged anew.
+
+
+def test_a_new_run_in_an_old_folder_trains_on_its_own_frames(room, tmp_path):
+    def run(generator: str) -> set[str]:
+        pipeline = open_pipeline(room, generator=generator)
+        advance(pipeline, start_run(pipeline, tmp_path), range(1))
+        return {entry.origin.generator for entry in pipeline.datamanager._entries}
+
+    assert run("render") == {"render"}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("*.png")}
+    assert run("render") == {"render"}
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}  # Not generated again.
+    assert run("fill") == {"fill"}
 
 
 def test_a_bank_in_the_run_folder_does_not_take_the_place_of_the_users(room, tmp_path):

@@ -73,9 +73,11 @@ def settle_plan(folder: Path, plan: ShardPlan) -> ShardPlan:
     """Write a plan, or check that the folder's own is the same.
 
     Raises:
-        InputError: The folder was begun with another plan.
+        InputError: The folder was begun with another plan, or the codec of a new one is not there.
     """
     if not (folder / PLAN).is_file():
+        # A slip would bind the folder for good.
+        _check_codec(plan.settings)
         write_plan(folder, plan)
     kept = read_plan(folder)
     if kept.settings != plan.settings:
@@ -96,18 +98,27 @@ def pending_shards(folder: Path, plan: ShardPlan, share: Share) -> list[int]:
     return [n for n in range(share.index, len(plan.shards), share.count) if n not in done]
 
 
-def load_codec(settings: ShardSettings, device: torch.device) -> Codec | None:
-    """Load the codec that the settings name, if they name one.
-
-    Raises:
-        InputError: There is no such kind of model.
-    """
+def _check_codec(settings: ShardSettings) -> None:
+    """Refuse a codec that there is not."""
     if settings.codec is None or settings.codec_folder is None:
-        return None
+        return
     if settings.codec not in BACKBONES:
         raise InputError(
             f"There is no codec `{settings.codec}`: choose one of {', '.join(BACKBONES)}."
         )
+    if not Path(settings.codec_folder).is_dir():
+        raise InputError(f"The codec's folder {settings.codec_folder} is not there.")
+
+
+def load_codec(settings: ShardSettings, device: torch.device) -> Codec | None:
+    """Load the codec that the settings name, if they name one.
+
+    Raises:
+        InputError: There is no such kind of model, or no such folder.
+    """
+    if settings.codec is None or settings.codec_folder is None:
+        return None
+    _check_codec(settings)
     return BACKBONES[settings.codec].load(Path(settings.codec_folder), device).codec
 
 

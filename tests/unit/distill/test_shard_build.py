@@ -176,6 +176,16 @@ def test_other_settings_or_scenes_are_refused(rooms: Path, made: tuple[Path, Sha
         settle_plan(folder, make_plan(rooms, TINY, excluded=["room0"])[0])
 
 
+@pytest.mark.parametrize(("kind", "folder"), [("nope", "."), ("compact", "nowhere")])
+def test_a_codec_that_is_not_there_does_not_bind_the_folder(
+    kind: str, folder: str, rooms: Path, tmp_path: Path
+) -> None:
+    slip = replace(TINY, codec=kind, codec_folder=folder)
+    with pytest.raises(InputError, match="codec"):
+        settle_plan(tmp_path, make_plan(rooms, slip)[0])
+    assert settle_plan(tmp_path, make_plan(rooms, TINY)[0]).settings == TINY
+
+
 def test_bad_photo_skips_its_clip_with_the_reason(tmp_path: Path) -> None:
     write_room(tmp_path / "data" / "room")
     broken = tmp_path / "data" / "room" / "images" / "frame_00002.png"

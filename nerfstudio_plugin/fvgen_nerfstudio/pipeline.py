@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -120,14 +121,24 @@ class FvgenPipeline(VanillaPipeline):
         return Refiner(settings, load_inputs, str(device))
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
-        """Load a checkpoint.
+        """Load a checkpoint; where a tool has opened a finished run an error ends it.
 
         Raises:
             WeightsError: It is not a splat's, of another number of members or SH degree, or of
                 other input photos.
         """
-        self.check_state(loaded_state)
-        super().load_pipeline(loaded_state, step)
+        with self._told():
+            self.check_state(loaded_state)
+            super().load_pipeline(loaded_state, step)
+
+    def get_average_eval_image_metrics(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure all held-out views; one that cannot be read ends `ns-eval` with one sentence."""
+        with self._told():
+            return super().get_average_eval_image_metrics(*args, **kwargs)
+
+    def _told(self) -> AbstractContextManager[None]:
+        """Return what ends a tool with one sentence; training has its own."""
+        return nullcontext() if self.test_mode == "val" else one_sentence()
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint's state is of as many members and of the same photos.
@@ -160,44 +171,50 @@ class FvgenPipeline(VanillaPipeline):
         # The model's own callback must run first: it hands over the optimizers.
         return [*callbacks, TrainingCallback(before, self.run_due_round)]
 
-    def check_bank(self, folder: Path) -> None:
-        """Check that a run can start from the user's own bank, before anything is written.
+    def check_bank(self, folder: Path, resumed_run: Path | None) -> Path | None:
+        """Check the banks that a run starts from; nothing is written.
+
+        Returns:
+            The bank to take over, of the user's own or of the run that is resumed; none where there
+            is none or the run folder has it already.
 
         Raises:
-            InputError: There is none where the user says, it was made from other photos, or another
-                one lies in the run folder.
+            InputError: There is none where the user says, one was made from other photos, or
+                another one lies in the run folder.
         """
-        source = self.config.densify.bank
-        if source is None:
-            return
-        if not len(Bank(source)):
-            raise InputError(f"There is no bank with frames in {source}: name another folder.")
-        Bank(source).require_inputs(self.datamanager.dataparser.input_cameras)
-        if folder.exists() and not _is_copy(source, folder):
-            raise InputError(
-                f"There is another bank in {folder} already: give another --timestamp to train "
-                f"from {source}."
-            )
+        own, cameras = self.config.densify.bank, self.datamanager.dataparser.input_cameras
+        if own is not None and not len(Bank(own)):
+            raise InputError(f"There is no bank with frames in {own}: name another folder.")
+        if folder.exists():
+            Bank(folder).require_inputs(cameras)
+            if own is not None and not _is_copy(own, folder):
+                raise InputError(
+                    f"There is another bank in {folder} already: give another --timestamp to train "
+                    f"from {own}."
+                )
+            return None
+        source = resumed_run / BANK_FOLDER if own is None and resumed_run is not None else own
+        if source is None or not source.is_dir():
+            return None
+        Bank(source).require_inputs(cameras)
+        return source
 
     def open_bank(self, folder: Path, resumed_run: Path | None) -> None:
         """Open the run's bank; take over the user's own, or that of the run that is resumed.
 
         Raises:
-            InputError: There is none where the user says, it was made from other photos, or another
-                one lies in the run folder.
+            InputError: As in `check_bank`.
         """
-        self.check_bank(folder)
+        source = self.check_bank(folder, resumed_run)
         settings, cameras = self.config.densify, self.datamanager.dataparser.input_cameras
-        source = settings.bank
-        if source is None and resumed_run is not None:
-            source = resumed_run / BANK_FOLDER
-        if source is not None and source.is_dir() and not folder.exists():
-            Bank(source).require_inputs(cameras)
+        if source is not None:
             _copy_folder(source, folder)
         bank = Bank(folder)
-        bank.require_inputs(cameras)
         if not len(bank):
             bank.start_round(cameras)  # Verdicts of the gate are kept here before any frame is.
+        if settings.bank is None and resumed_run is None:
+            _forget_verdicts(folder)  # Of an earlier run here, maybe with another generator.
+            bank.restart(cameras)
         self.num_rounds_done = max(bank.num_rounds, _last_dropped(folder) + 1)
         self.datamanager.use_bank(bank, settings.use_rounds)
 
@@ -212,9 +229,6 @@ class FvgenPipeline(VanillaPipeline):
     def run_round(self, index: int) -> None:
         """Run one round: generate, keep in the bank, add Gaussians, serve the new frames."""
         from fvgen_nerfstudio.generation import add_gaussians, make_config, run_round
-        if settings.bank is None and resumed_run is None:
-            _forget_verdicts(folder)  # Of an earlier run here, maybe with another generator.
-            bank.restart(cameras)
 
         data, bank, settings = self.datamanager, self.datamanager.bank, self.config.densify
         assert bank is not None, "A round needs a bank to write to."
@@ -261,6 +275,13 @@ def _last_dropped(folder: Path) -> int:
     return max((int(n.stem[-2:]) for n in notes if not read_json(n)["keeps"]), default=-1)
 
 
+def _forget_verdicts(folder: Path) -> None:
+    """Remove what the gate has found."""
+    shutil.rmtree(folder / "gate", ignore_errors=True)
+    for note in folder.glob(_VERDICT.format(0).replace("00", "*")):
+        note.unlink()
+
+
 def _is_copy(source: Path, folder: Path) -> bool:
     """Return whether two folders hold the same bank."""
     copy = folder / MANIFEST
@@ -273,10 +294,3 @@ def _copy_folder(source: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     os.replace(partial, target)
-def _forget_verdicts(folder: Path) -> None:
-    """Remove what the gate has found."""
-    shutil.rmtree(folder / "gate", ignore_errors=True)
-    for note in folder.glob(_VERDICT.format(0).replace("00", "*")):
-        note.unlink()
-
-

@@ -17,7 +17,7 @@ from fvgen_nerfstudio.checkpoint import (
 )
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
-from fvgen_nerfstudio.pipeline import FvgenPipeline
+from fvgen_nerfstudio.pipeline import BANK_FOLDER, FvgenPipeline
 from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import require_folder
@@ -86,6 +86,8 @@ class FvgenTrainer(Trainer):
         """
         if self._resumed is not None:
             self._check_resumed(self._resumed)
+        if self.pipeline.config.densify.takes_part():
+            self.pipeline.check_bank(self.base_dir / BANK_FOLDER, self.resumed_run())
         self.config.write_config()
         return super().setup_optimizers()
 

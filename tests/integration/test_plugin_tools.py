@@ -286,6 +286,10 @@ def test_bad_options_end_with_one_sentence_and_leave_nothing(run: Run, tmp_path:
             run.scene, tmp_path / "out", "bad", 5,
             "--pipeline.datamanager.dataparser.num-points", "0",
         ),
+        "no bank with frames": train(
+            run.scene, tmp_path / "out", "bad", 5,
+            "--pipeline.densify.bank", str(tmp_path / "none"),
+        ),
     }  # fmt: skip
     result = call(*refused.values(), cwd=tmp_path, keep_going=True)
     outcomes = json.loads(result.stdout.splitlines()[-1])

@@ -133,6 +133,34 @@ def test_a_checkpoint_of_other_photos_is_refused(room):
     open_pipeline(room, views=("0.png", "1.png"), generator="none").load_pipeline(old, 3)
 
 
+def test_tools_that_open_a_run_end_with_one_sentence(tmp_path, capsys):
+    write_room(tmp_path)
+    run = open_pipeline(tmp_path, views=("0.png", "2.png"), generator="none")
+    other = open_pipeline(tmp_path, views=("0.png", "1.png"), generator="none")
+    tool = other.config.setup(device="cpu", test_mode="test")
+    with pytest.raises(SystemExit, match="2"):
+        tool.load_pipeline(run.state_dict(), 3)
+    assert "trained on other photos" in capsys.readouterr().err
+    (tmp_path / "images" / "2.png").write_bytes(b"junk")
+    with pytest.raises(SystemExit, match="2"):
+        tool.get_average_eval_image_metrics()
+    assert "2.png cannot be read" in capsys.readouterr().err
+
+
+def test_a_bank_that_cannot_be_trained_from_is_told_before_anything_is_written(room, tmp_path):
+    first = open_pipeline(room, views=("0.png", "2.png"))
+    advance(first, start_run(first, tmp_path / "one"), range(1))
+    bank = tmp_path / "one" / "bank"
+    fits = open_pipeline(room, views=("0.png", "2.png"), bank=bank)
+    assert fits.check_bank(tmp_path / "new", None) == bank
+    assert fits.check_bank(bank, None) is None
+    other = open_pipeline(room, views=("0.png", "1.png"))
+    for folder, resumed in ((bank, None), (tmp_path / "new", tmp_path / "one")):
+        with pytest.raises(InputError, match="made from other input photos"):
+            other.check_bank(folder, resumed)
+    assert not (tmp_path / "new").exists()
+
+
 def test_without_a_generator_there_is_no_bank(room, tmp_path):
     pipeline = open_pipeline(room, generator="none")
     advance(pipeline, start_run(pipeline, tmp_path), range(2))

@@ -7,11 +7,13 @@ Usage:
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
+from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.io.weights import Storage
 
@@ -24,12 +26,12 @@ class Arguments:
     """Folder that the training left."""
     out: Path
     """Folder to write."""
-    role: str
-    """What it is used as: student, teacher or regression."""
+    role: Literal["student", "teacher", "regression"]
+    """What it is used as."""
     num_steps: int | None = None
     """Steps that it is used with by default; those it was kept with otherwise."""
-    sampler: str | None = None
-    """How it is sampled, sde or ode; as it was kept otherwise."""
+    sampler: FewStepKind | None = None
+    """How it is sampled; as it was kept otherwise."""
     storage: Storage = "int8"
     """How weights are kept; eight bits halve the size."""
 

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 import tyro
 
 from fvgen_recon.distill.clip import ClipBatch, load_clips
-from fvgen_recon.distill.pack import read_pack
+from fvgen_recon.distill.pack import read_pack, warn_of_shared
 from fvgen_recon.distill.source import BankConfig, SourceShares, Worker, write_mixed_bank
 from fvgen_recon.distill.splat import SplatConfig
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
@@ -60,8 +60,11 @@ def build(index: int, args: Arguments) -> None:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
     start = time.monotonic()
+    scenes = read_pack(args.train)
     if index == 0 and args.val is not None:
-        write_validation_clips(read_pack(args.val), args.out.parent / "val", recipe, device)
+        validation = read_pack(args.val)
+        warn_of_shared(scenes, validation)
+        write_validation_clips(validation, args.out.parent / "val", recipe, device)
     config = BankConfig(
         shares=args.shares,
         num_plans=args.num_plans,
@@ -74,7 +77,7 @@ def build(index: int, args: Arguments) -> None:
     )
     worker = Worker(index=index, count=max(1, args.num_workers), device=device, seed=args.seed)
     estimator = ESTIMATORS[args.estimator]()
-    made = write_mixed_bank(read_pack(args.train), args.out, estimator, config, worker)
+    made = write_mixed_bank(scenes, args.out, estimator, config, worker)
     seconds = time.monotonic() - start
     print(f"worker {index}: {made} plans in {seconds:.0f} s", flush=True)
     write_json(args.out / f"worker-{index}.json", {"plans": made, "seconds": seconds})

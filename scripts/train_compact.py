@@ -25,7 +25,7 @@ from fvgen_recon.diffusion.schedule import FlowSchedule
 from fvgen_recon.distill.budget import DistilConfig, distil
 from fvgen_recon.distill.cast import Cast, make_cast
 from fvgen_recon.distill.clip import ClipBank
-from fvgen_recon.distill.pack import read_pack
+from fvgen_recon.distill.pack import read_pack, warn_of_shared
 from fvgen_recon.distill.pretrain import (
     Perceptual,
     PretrainConfig,
@@ -121,8 +121,11 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     if num_workers > 1:
         torch.set_num_threads(1)
     recipe = RECIPES[args.recipe]()
+    scenes = read_pack(args.train)
     if worker == 0:
-        write_validation_clips(read_pack(args.val), bank / "val", recipe, device)
+        validation = read_pack(args.val)
+        warn_of_shared(scenes, validation)
+        write_validation_clips(validation, bank / "val", recipe, device)
     config = BankConfig(
         shares=recipe.shares,
         num_plans=args.num_plans or recipe.num_plans,
@@ -132,7 +135,7 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
         limits=recipe.limits,
     )
     share = Worker(index=worker, count=num_workers, device=device, seed=args.seed + 1)
-    write_mixed_bank(read_pack(args.train), bank / "train", recipe.estimator, config, share)
+    write_mixed_bank(scenes, bank / "train", recipe.estimator, config, share)
 
 
 def _start_workers(args: Arguments, bank: Path) -> Sequence[BaseProcess]:

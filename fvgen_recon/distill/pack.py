@@ -5,6 +5,7 @@ and depths, and JSON metadata. It is what training and evaluation carry to anoth
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from fvgen_recon.io.scenes import Capture, load_capture, load_scene
 from fvgen_recon.pointcloud.depth_map import reduce_scene
 from fvgen_recon.pointcloud.depth_range import find_depth_span
 from fvgen_recon.types import Cameras, PointCloud, Scene
+
+_log = logging.getLogger(__name__)
 
 _SCHEMA = 1
 _SWEEP_SIDE = 112
@@ -215,6 +218,13 @@ def read_pack(path: Path) -> tuple[PackedScene, ...]:
             )
         entries = json.loads(header["scenes"])
         return tuple(_read_scene(file, i, entry) for i, entry in enumerate(entries))
+
+
+def warn_of_shared(train: Sequence[PackedScene], validation: Sequence[PackedScene]) -> None:
+    """Warn of scenes that are trained on and measured on: numbers on them say nothing."""
+    shared = sorted({s.name for s in train} & {s.name for s in validation})
+    if shared:
+        _log.warning("trained on and measured on alike: %s", ", ".join(shared))
 
 
 def _read_scene(file: safe_open, index: int, entry: dict) -> PackedScene:

@@ -1,7 +1,7 @@
 import torch
 from room_folder import write_room
 
-from fvgen_recon.distill.pack import pack_folder, read_pack, write_pack
+from fvgen_recon.distill.pack import pack_folder, read_pack, warn_of_shared, write_pack
 from fvgen_recon.io.scenes import load_capture
 from fvgen_recon.render.procedural import random_scene, render_procedural
 
@@ -19,3 +19,14 @@ def test_a_scene_without_points_has_its_depths_matched(tmp_path):
     (again,) = read_pack(tmp_path / "one.pack")
     torch.testing.assert_close(again.depth, packed.depth)
     assert again.jpegs == packed.jpegs
+
+
+def test_scenes_trained_on_and_measured_on_are_told(tmp_path, caplog):
+    first, second = (
+        pack_folder(write_room(tmp_path / name, num_photos=3, height=48, width=64))
+        for name in ("first", "second")
+    )
+    warn_of_shared([first], [second])
+    assert not caplog.records
+    warn_of_shared([first, second], [second])
+    assert [r.getMessage() for r in caplog.records] == ["trained on and measured on alike: second"]

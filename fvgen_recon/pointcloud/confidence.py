@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fvgen_recon.geometry.projection import unproject_depth
 from fvgen_recon.geometry.rigid import normalise
-from fvgen_recon.pointcloud.consistency import compare_depth
+from fvgen_recon.pointcloud.consistency import compare_depth, view_chunks
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.types import Cameras
 
@@ -70,21 +70,42 @@ def gather_evidence(
     """
     if others is None:
         others = other_views(len(cameras), inverse_depth)
-    found = compare_depth(inverse_depth, cameras, others)
-    close = found.seen & (found.relative.abs() < _MAX_RELATIVE)
-    agree = torch.exp(-found.error.square()) * close
-    ordered = agree.sort(dim=1, descending=True).values
-    points, _ = unproject_depth(1 / inverse_depth, cameras)
-    sight = normalise(cameras.position[:, None, None] - points)
-    aside = normalise(cameras.position[others][:, :, None, None] - points[:, None])
-    angle = torch.arccos((sight[:, None] * aside).sum(-1).clamp(-1, 1)) * (agree > 0.3)
+    parts = [
+        _compare_views(inverse_depth, cameras, others, views)
+        for views in view_chunks(others, inverse_depth)
+    ]
+    agreement, support, angle, in_front = (torch.cat(part) for part in zip(*parts, strict=True))
     return Evidence(
         score=score,
         clarity=clarity.clamp_max(1),
-        agreement=ordered[:, 0],
-        support=ordered[:, 1:].sum(dim=1).clamp_max(2),
-        angle=(torch.rad2deg(angle).amax(dim=1) / _MAX_ANGLE).clamp_max(1),
-        in_front=(found.seen & (found.relative > _IN_FRONT)).float().mean(dim=1),
+        agreement=agreement,
+        support=support,
+        angle=angle,
+        in_front=in_front,
+    )
+
+
+def _compare_views(
+    inverse_depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    others: Int[Tensor, "V S"],
+    views: slice,
+) -> tuple[Float[Tensor, "R H W"], ...]:
+    """Return agreement, support, angle and in_front of some views, as `Evidence` has them."""
+    found = compare_depth(inverse_depth, cameras, others, views)
+    close = found.seen & (found.relative.abs() < _MAX_RELATIVE)
+    agree = torch.exp(-found.error.square()) * close
+    ordered = agree.sort(dim=1, descending=True).values
+    own = cameras[views]
+    points, _ = unproject_depth(1 / inverse_depth[views], own)
+    sight = normalise(own.position[:, None, None] - points)
+    aside = normalise(cameras.position[others[views]][:, :, None, None] - points[:, None])
+    angle = torch.arccos((sight[:, None] * aside).sum(-1).clamp(-1, 1)) * (agree > 0.3)
+    return (
+        ordered[:, 0],
+        ordered[:, 1:].sum(dim=1).clamp_max(2),
+        (torch.rad2deg(angle).amax(dim=1) / _MAX_ANGLE).clamp_max(1),
+        (found.seen & (found.relative > _IN_FRONT)).float().mean(dim=1),
     )
 
 

@@ -1,14 +1,19 @@
 """Between which depths does the scene lie? Found from the cameras and photos alone."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points, unproject_depth
 from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
-from fvgen_recon.pointcloud.consistency import compare_depth
-from fvgen_recon.pointcloud.neighbour import best_sources, first_sources, require_baseline
+from fvgen_recon.pointcloud.consistency import compare_depth, view_chunks
+from fvgen_recon.pointcloud.neighbour import (
+    best_sources,
+    first_sources,
+    other_views,
+    require_baseline,
+)
 from fvgen_recon.pointcloud.sweep import match_scores, relate_views
 from fvgen_recon.types import Cameras
 
@@ -69,10 +74,23 @@ def _sweep(images: Tensor, cameras: Cameras, sources: Tensor, span: Tensor) -> t
     step = (span[:, 1] - span[:, 0])[:, None, None] / (_NUM_PLANES - 1)
     inverse_depth = span[:, :1, None] + label * step
     score = scores.gather(1, label.round().long()[:, None])[:, 0]
-    agreement = compare_depth(inverse_depth, cameras)
-    close = agreement.seen & (agreement.error < 1.0) & (agreement.relative.abs() < 0.15)
+    others = other_views(len(cameras), inverse_depth)
+    chunks = view_chunks(others, inverse_depth)
+    close = torch.cat([_agrees(inverse_depth, cameras, others, views) for views in chunks])
     inner = (label > 0.5) & (label < _NUM_PLANES - 1.5)
-    return inverse_depth, close.any(dim=1) & (score > 0.6) & inner
+    return inverse_depth, close & (score > 0.6) & inner
+
+
+def _agrees(
+    inverse_depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    others: Int[Tensor, "V S"],
+    views: slice,
+) -> Bool[Tensor, "R H W"]:
+    """Return where some other view has about the same depth."""
+    found = compare_depth(inverse_depth, cameras, others, views)
+    close = found.seen & (found.error < 1.0) & (found.relative.abs() < 0.15)
+    return close.any(dim=1)
 
 
 def _span_of_matches(

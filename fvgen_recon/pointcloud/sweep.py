@@ -33,10 +33,19 @@ class ViewPairs:
     """Added to that, times the inverse depth."""
 
 
-def relate_views(cameras: Cameras, sources: Int[Tensor, "V S"]) -> ViewPairs:
-    """Prepare the projection from each view (one camera a row of `sources`) to its sources."""
-    to_source = cameras.w2c[sources] @ cameras.c2w[:, None]
-    K_inverse = inverse_intrinsics(cameras.K)[:, None]
+def relate_views(
+    cameras: Cameras, sources: Int[Tensor, "R S"], views: slice = slice(None)
+) -> ViewPairs:
+    """Prepare the projection from some views to their sources.
+
+    Args:
+        cameras: All cameras.
+        sources: Indices of the source views, one row for each of `views`.
+        views: The reference views; all of them by default.
+    """
+    own = cameras[views]
+    to_source = cameras.w2c[sources] @ own.c2w[:, None]
+    K_inverse = inverse_intrinsics(own.K)[:, None]
     K_source = cameras.K[sources]
     return ViewPairs(
         sources=sources,

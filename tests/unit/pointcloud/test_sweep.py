@@ -6,6 +6,7 @@ from factories import make_cameras, make_scene
 from unit.pointcloud.stage import make_stage
 
 from fvgen_recon.geometry.projection import camera_rays, project_points
+from fvgen_recon.pointcloud import confidence, consistency, depth_range
 from fvgen_recon.pointcloud.confidence import gather_evidence
 from fvgen_recon.pointcloud.consistency import compare_depth
 from fvgen_recon.pointcloud.depth_range import find_depth_span
@@ -96,6 +97,29 @@ def test_true_depths_agree_and_wrong_ones_do_not():
     assert evidence.in_front[[0, 2]].mean() < 0.1
     assert evidence.agreement[0].median() > 0.9
     assert evidence.agreement[1].median() < 0.1
+
+
+def test_many_views_are_compared_part_by_part_with_the_same_outcome(monkeypatch):
+    scene, depth = make_stage()
+    shifted = depth * torch.tensor([1.0, 0.97, 1.0])[:, None, None]
+    settings = {"score": depth * 0, "clarity": depth * 0, "cameras": scene.cameras}
+    whole = gather_evidence(inverse_depth=1 / shifted, **settings).stack()
+    span = find_depth_span(scene.images, scene.cameras)
+    sizes = []
+
+    def watched(*args):
+        found = compare_depth(*args)
+        sizes.append(found.seen.numel())
+        return found
+
+    most = 2 * depth[0].numel()  # One view with its two others.
+    monkeypatch.setattr(consistency, "_CHUNK_CPU", most)
+    monkeypatch.setattr(confidence, "compare_depth", watched)
+    monkeypatch.setattr(depth_range, "compare_depth", watched)
+    parts = gather_evidence(inverse_depth=1 / shifted, **settings).stack()
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(find_depth_span(scene.images, scene.cameras), span)
+    assert sizes == [most] * 9  # Evidence once and the span twice, three views each.
 
 
 def test_overlap_and_choice_of_sources():

@@ -23,6 +23,7 @@ _NEAREST = 2.0  # the nearest depth tried is the baseline over this
 _MIN_MATCHES = 24
 _MIN_FRACTION = 0.03
 _QUANTILES = (0.02, 0.98)
+_MOST_PROJECTED = 2**24  # points times views at once, some 50 bytes each
 
 
 def plane_depths(span: Float[Tensor, "V 2"], count: int) -> Float[Tensor, "V D 1 1"]:
@@ -101,19 +102,21 @@ def _span_of_matches(
 ) -> tuple[Float[Tensor, "V 2"], Float[Tensor, "V 3"]]:
     """Span of inverse depth of all reliable points that each view sees, and its quartiles."""
     points, _ = unproject_depth(1 / inverse_depth, cameras)
-    uv, z = project_points(points[reliable], cameras)
-    limit = torch.tensor([cameras.width, cameras.height], device=uv.device)
-    seen = (z > 0) & ((uv >= 0) & (uv <= limit)).all(dim=-1)
+    points, own = points[reliable], inverse_depth[reliable]
+    limit = torch.tensor([cameras.width, cameras.height], device=own.device)
     step = (span[:, 1] - span[:, 0]) / (_NUM_PLANES - 1)
     ends, quartiles = [], []
-    at = torch.tensor([*_QUANTILES, 0.25, 0.5, 0.75], dtype=z.dtype, device=z.device)
-    for depth, mask in zip(z, seen, strict=True):
-        # A view that sees no match of the others borrows their depths.
-        known = int(mask.sum()) >= _MIN_MATCHES
-        values = 1 / depth[mask] if known else inverse_depth[reliable]
-        found = torch.quantile(values, at)
-        ends.append(found[:2])
-        quartiles.append(found[2:])
+    at = torch.tensor([*_QUANTILES, 0.25, 0.5, 0.75], dtype=own.dtype, device=own.device)
+    count = max(1, _MOST_PROJECTED // len(points))
+    for start in range(0, len(cameras), count):
+        uv, z = project_points(points, cameras[start : start + count])
+        seen = (z > 0) & ((uv >= 0) & (uv <= limit)).all(dim=-1)
+        for depth, mask in zip(z, seen, strict=True):
+            # A view that sees no match of the others borrows their depths.
+            known = int(mask.sum()) >= _MIN_MATCHES
+            found = torch.quantile(1 / depth[mask] if known else own, at)
+            ends.append(found[:2])
+            quartiles.append(found[2:])
     far, near = torch.stack(ends).unbind(dim=1)
     margin = 0.15 * (near - far) + 1.5 * step
     # What lies far behind has few matches: the far end moves out further.

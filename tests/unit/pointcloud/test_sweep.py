@@ -114,6 +114,7 @@ def test_many_views_are_compared_part_by_part_with_the_same_outcome(monkeypatch)
 
     most = 2 * depth[0].numel()  # One view with its two others.
     monkeypatch.setattr(consistency, "_CHUNK_CPU", most)
+    monkeypatch.setattr(depth_range, "_MOST_PROJECTED", 1)  # One view after the other.
     monkeypatch.setattr(confidence, "compare_depth", watched)
     monkeypatch.setattr(depth_range, "compare_depth", watched)
     parts = gather_evidence(inverse_depth=1 / shifted, **settings).stack()

@@ -183,8 +183,10 @@ class FvgenPipeline(VanillaPipeline):
                 another one lies in the run folder.
         """
         own, cameras = self.config.densify.bank, self.datamanager.dataparser.input_cameras
-        if own is not None and not len(Bank(own)):
-            raise InputError(f"There is no bank with frames in {own}: name another folder.")
+        if own is not None and not (len(Bank(own)) and Bank(own).num_rounds):
+            raise InputError(
+                f"There is no bank with frames of a whole round in {own}: name another folder."
+            )
         if folder.exists():
             Bank(folder).require_inputs(cameras)
             if own is not None and not _is_copy(own, folder):

@@ -62,6 +62,10 @@ def test_a_finished_bank_is_trained_from_as_it_is(room, tmp_path):
     absent = open_pipeline(room, bank=tmp_path / "absent")
     with pytest.raises(InputError, match="no bank with frames"):
         start_run(absent, tmp_path / "three")
+    Bank(tmp_path / "one" / "bank").restart(maker.datamanager.dataparser.input_cameras)
+    broken_off = open_pipeline(room, bank=tmp_path / "one" / "bank")
+    with pytest.raises(InputError, match="no bank with frames of a whole round"):
+        start_run(broken_off, tmp_path / "three")
 
 
 def test_a_bank_of_other_photos_is_never_trained_from(room, tmp_path):

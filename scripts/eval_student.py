@@ -131,6 +131,11 @@ def make_bench(args: Arguments) -> Bench:
         )
     if not 0 < args.span <= 1:
         raise InputError(f"A span in (0, 1] was expected: {args.span:g} came.")
+    if (args.clips is not None and args.clips < 1) or args.pictures < 0:
+        raise InputError(
+            f"At least one clip and no negative number of pictures were expected: {args.clips} and "
+            f"{args.pictures} came."
+        )
     generators = {
         name: load_generator(GeneratorConfig(name=name, num_frames=args.num_frames))
         for name in ("render", "fill")
@@ -189,9 +194,10 @@ def measure_scene(folder: Path, bench: Bench) -> SceneResult:
     estimator = ESTIMATORS[args.estimator]()
     clips = build_clips(folder.name, capture, inputs, held_out, estimator, settings)
     outcome = measure_clips(clips, bench.generators, bench.judge, bench.eyes, seed=args.seed)
-    picture = args.out.parent / f"{args.out.stem}_{folder.name}.png"
-    names = ["input", *bench.generators, TRUTH]
-    write_comparison(picture, names, outcome.lines[: args.pictures])
+    if args.pictures > 0:
+        picture = args.out.parent / f"{args.out.stem}_{folder.name}.png"
+        names = ["input", *bench.generators, TRUTH]
+        write_comparison(picture, names, outcome.lines[: args.pictures])
     return SceneResult(name=folder.name, clips=clips, outcome=outcome)
 
 

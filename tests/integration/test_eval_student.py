@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_scenes_of_every_format_with_poses_are_found(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     assert [folder.name for folder in _scene_folders(tmp_path)] == ["castle", "room"]
     assert _scene_folders(tmp_path / "castle") == [tmp_path / "castle"]
+
+
+def test_no_clips_are_refused_and_no_pictures_are_none(tmp_path: Path) -> None:
+    write_room(tmp_path / "room", seed=1, num_photos=9, height=64, width=80)
+    out = tmp_path / "out" / "eval.json"
+    args = Arguments(
+        scenes=tmp_path / "room", out=out, pictures=0, clips=1, long_side=64, device="cpu"
+    )
+    with pytest.raises(InputError, match="At least one clip"):
+        main(replace(args, clips=0))
+    main(args)
+    assert [path.name for path in out.parent.iterdir()] == ["eval.json"]
 
 
 def test_no_scene_at_all_gets_a_sentence(tmp_path: Path) -> None:

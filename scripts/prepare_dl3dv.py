@@ -127,16 +127,25 @@ def planned(options: Options) -> ShardPlan:
     return settle_plan(options.output, plan)
 
 
+def check_ray(options: Options, share: Share) -> None:
+    """Refuse options that contradict each other or would do nothing, before anything is written."""
+    if options.ray is not None and share.count > 1:
+        raise InputError("Choose either --ray or --shard: Ray shares the work out itself.")
+    if options.workers is not None and options.ray != "local":
+        raise InputError("--workers is for --ray local: it does nothing without.")
+    if options.gpus_per_worker > 0 and options.ray is None:
+        raise InputError("--gpus-per-worker is for --ray: it does nothing without.")
+
+
 def run(options: Options) -> int:
     """Prepare or check; returns the exit code."""
     if options.verify:
         return verify(options)
     share = read_share(options.shard)
+    check_ray(options, share)
     plan = planned(options)
     if options.repair:
         log.info(f"{len(drop_damaged(options.output, plan))} damaged shards will be made again.")
-    if options.ray is not None and share.count > 1:
-        raise InputError("Choose either --ray or --shard: Ray shares the work out itself.")
     pending = len(pending_shards(options.output, plan, share))
     log.info(f"{plan.num_clips} clips in {len(plan.shards)} shards planned, {pending} to be made.")
     progress = Progress(pending, options.estimate_for)

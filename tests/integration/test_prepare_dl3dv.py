@@ -66,6 +66,18 @@ def test_command_prepares_does_nothing_again_verifies_and_repairs(
     assert "other settings" in other.stderr
 
 
+@pytest.mark.parametrize(
+    "options", [("--workers", 4), ("--gpus-per-worker", 1), ("--ray", "local", "--shard", "0/2")]
+)
+def test_options_that_would_do_nothing_are_told_before_anything_is_written(
+    options: tuple[object, ...], rooms: Path, tmp_path: Path
+) -> None:
+    told = command("--data", rooms, "--output", tmp_path / "out", *options)
+    assert told.returncode == 2
+    assert told.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def kill_a_busy_worker(folder: Path, killed: list[int]) -> None:
     """Wait until a shard is done and a worker is in the middle of another, then kill that one."""
     deadline = time.monotonic() + 500

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.errors import MissingDependencyError
-from fvgen_recon.io.file import read_json, write_json
+from fvgen_recon.io.file import atomic_path, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,17 +76,32 @@ class LineTracker:
 
 
 class FileTracker:
-    """`metrics.jsonl` and PNG files in a folder."""
+    """`metrics.jsonl` and PNG files in a folder.
+
+    A run that goes on from a checkpoint writes the lines after it anew.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._path = folder / "metrics.jsonl"
+        self._has_written = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def log(self, progress: Progress) -> None:
         """Append one line."""
+        if not self._has_written and self._path.is_file():
+            self._keep_before(progress.step)
+        self._has_written = True
         line = {"step": progress.step, "phase": progress.phase, **progress.scalars}
-        with (self._folder / "metrics.jsonl").open("a") as file:
+        with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _keep_before(self, step: int) -> None:
+        """Drop the lines of this step and later ones, and one that an interruption cut off."""
+        lines = [line for line in self._path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        with atomic_path(self._path) as path:
+            path.write_text("".join(f"{line}\n" for line in kept))
 
     def picture(self, step: int, name: str, image: Float[Tensor, "3 H W"]) -> None:
         """Write a PNG."""

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -375,6 +376,20 @@ def test_pace_of_a_resumed_run_counts_its_own_steps(
     trainer.run()
     assert lines[0].startswith("dmd 4/5  0.5 s/step")
     assert lines[1].startswith("dmd 5/5  1 s/step")
+
+
+def test_curves_of_a_run_that_goes_on_hold_each_step_once(tmp_path: Path) -> None:
+    how = settings(all_phases()[:2], checkpoint_every=3)
+    path = tmp_path / "metrics.jsonl"
+    make(how, tmp_path, trackers=[FileTracker(tmp_path)]).run()
+    before = path.read_text()
+    shutil.rmtree(list_checkpoints(tmp_path / "checkpoints")[-1])
+    path.write_text(before[:-9])  # Killed while it wrote the last line.
+    trainer = make(how, tmp_path, trackers=[FileTracker(tmp_path)])
+    assert trainer.resume()
+    assert trainer.tick == 3
+    trainer.run()
+    assert path.read_text() == before
 
 
 def test_wandb_gets_curves_and_pictures_of_one_run(

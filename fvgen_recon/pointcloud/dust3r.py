@@ -28,7 +28,7 @@ class Dust3r:
     """DUSt3R's pairwise point maps, brought together by its global alignment."""
 
     weights: str = "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt"
-    """Folder with `config.json` and `model.safetensors`, or their name on the Hugging Face Hub."""
+    """Folder with `config.json` and `model.safetensors`, or their name in Hugging Face's cache."""
     keep_cameras: bool = True
     """Hold the known poses and intrinsics fixed; else they are estimated and the result is laid
     over the known cameras by a similarity transform."""
@@ -50,14 +50,15 @@ class Dust3r:
         return self.estimate_with(self.load_network(), scene)
 
     def load_network(self) -> torch.nn.Module:
-        """Load DUSt3R's network."""
+        """Load DUSt3R's network; weights, which have a licence of their own, are not fetched."""
         network_class = _import("model").AsymmetricCroCo3DStereo
         try:
-            return network_class.from_pretrained(self.weights).eval()
+            return network_class.from_pretrained(self.weights, local_files_only=True).eval()
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise WeightsError(
-                f"DUSt3R's weights could not be loaded from `{self.weights}` ({error}): give a "
-                "folder that holds config.json and model.safetensors."
+                f"DUSt3R's weights could not be loaded from `{self.weights}` ({error}): put them "
+                f"into Hugging Face's cache (`hf download {self.weights}`, non-commercial), or "
+                "give a folder that holds config.json and model.safetensors."
             ) from error
 
     def estimate_with(self, network: torch.nn.Module, scene: Scene) -> PointCloud:

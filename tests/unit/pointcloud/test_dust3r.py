@@ -77,6 +77,18 @@ def test_weights_that_are_not_there(network, tmp_path):
         Dust3r(weights=str(tmp_path)).load_network()
 
 
+def test_weights_are_never_fetched(network, monkeypatch):
+    asked = {}
+
+    def from_pretrained(name, **options):
+        asked.update(options, name=name)
+        return network
+
+    monkeypatch.setattr(type(network), "from_pretrained", from_pretrained)
+    Dust3r().load_network()
+    assert asked == {"name": Dust3r().weights, "local_files_only": True}
+
+
 def test_one_view_is_refused():
     with pytest.raises(InputError, match="at least two views"):
         Dust3r().estimate_with(torch.nn.Identity(), make_scene(1))

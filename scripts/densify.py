@@ -40,6 +40,7 @@ class Options:
 
 def run(options: Options) -> Densified:
     """Load the chosen photos, generate clips and write everything."""
+    _check_device(options.device)
     capture = load_capture(options.data)
     _check_output(options.output, capture)
     selection = ViewSelection(count=options.views)
@@ -55,6 +56,15 @@ def run(options: Options) -> Densified:
     for index, clip in enumerate(densified.clips):
         write_video(options.output / f"clip_{index:03d}.mp4", clip.frames.cpu(), 8.0)
     return densified
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"The device {name} cannot be used here: name another, such as cpu."
+        ) from error
 
 
 def _check_output(output: Path, capture: Capture) -> None:

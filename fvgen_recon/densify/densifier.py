@@ -106,6 +106,10 @@ class Densifier:
             raise InputError(
                 f"There is no point-cloud estimator `{config.estimator}`: choose one of {known}."
             )
+        if config.num_samples < 1:
+            raise InputError(
+                f"A clip needs at least one sample: num_samples {config.num_samples} came."
+            )
         self.config = config
         self.planner = make_planner(config.planner, config.camera_path)
 
@@ -145,8 +149,6 @@ class Densifier:
         else:
             estimator = ESTIMATORS[self.config.estimator]()
             points = clock.time("points", lambda: estimator.estimate(scene))
-        if bank is not None:
-            bank.start_round(scene.cameras)
         trusted = points[points.confidence >= self.config.min_confidence]
         plan = clock.time(
             "plan",
@@ -154,6 +156,8 @@ class Densifier:
                 scene, generator.num_frames, lambda camera: support_fraction(trusted, camera)
             ),
         )
+        if bank is not None:  # Not before: a refused plan leaves no folder.
+            bank.start_round(scene.cameras)
         clips, origins = [], []
         for index, trajectory in enumerate(plan):
             guidance = clock.time(

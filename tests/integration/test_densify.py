@@ -133,6 +133,22 @@ def test_a_scene_is_never_written_over(
     assert [path.name for path in other.iterdir()] == ["transforms.json"]
 
 
+def test_settings_that_cannot_be_end_with_one_sentence_and_leave_nothing(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _options(room, tmp_path / "out")
+    one_frame = GeneratorConfig(name="render", num_frames=1)
+    for changed, sentence in (
+        (replace(options, device="nonsense"), "The device nonsense cannot be used here"),
+        (replace(options, densify=replace(options.densify, num_samples=0)), "one sample"),
+        (replace(options, densify=replace(options.densify, long_side=0)), "one pixel"),
+        (replace(options, densify=replace(options.densify, generator=one_frame)), "two frames"),
+    ):
+        assert main(changed) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/out", "folder"])
 def test_an_output_that_is_a_file_is_told_before_the_work(
     room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str

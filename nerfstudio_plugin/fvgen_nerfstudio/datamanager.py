@@ -125,8 +125,8 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
     def next_train(self, step: int) -> tuple[NerfCameras, dict[str, Any]]:
         """Return a camera and its batch: a photo, or by the schedule a generated frame.
 
-        The draw depends on the seed and the step alone, so that a resumed run goes on as it would
-        have. The camera's metadata say which member of the splat the step trains. Batches of photos
+        Whether it is a generated frame, and which, depends on the seed and the step alone; photos
+        begin a new order where a run resumes. The camera's metadata say which member of the splat the step trains. Batches of photos
         carry `depth` and `depth_weight`, `1 H W` at the size that points were estimated at; those
         of generated frames carry `is_generated`, the `weight` of each pixel and the `factor` on
         their whole loss.

@@ -341,7 +341,6 @@ def test_missing_lpips_is_said_once(monkeypatch, tmp_path, batch):
 
 
 def test_the_viewers_camera_and_crop_box_work():
-    from nerfstudio.data.scene_box import OrientedBox
     from nerfstudio.viewer.utils import CameraState, get_camera
 
     model = _model().eval()

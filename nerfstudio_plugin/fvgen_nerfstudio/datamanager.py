@@ -127,9 +127,9 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
 
         Whether it is a generated frame, and which, depends on the seed and the step alone; photos
         begin a new order where a run resumes. The camera's metadata say which member of the splat
-        the step trains. Batches of photos carry `depth` and `depth_weight`, `1 H W` at the size that
-        points were estimated at; those of generated frames carry `is_generated`, the `weight` of
-        each pixel and the `factor` on their whole loss.
+        the step trains. Batches of photos carry `depth` and `depth_weight`, `1 H W` at the size
+        that points were estimated at; those of generated frames carry `is_generated`, the `weight`
+        of each pixel and the `factor` on their whole loss.
         """
         draw = random.Random(f"{self.config.train_cameras_sampling_seed}:{step}")
         share = self.schedule.share_at(step / self.num_steps)

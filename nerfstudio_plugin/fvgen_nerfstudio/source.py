@@ -5,7 +5,7 @@ that frame is computed from the input cameras alone.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from threading import Lock
 
 import torch
 from jaxtyping import Float
@@ -85,6 +85,8 @@ class SceneSource:
             )
         self.capture = capture
         self.split = split
+        self._lock = Lock()
+        self._scene: Scene | None = None
         self._photo_size = photo_size(capture, split.inputs[0])
         self._whole_size = whole = smallest_size(capture, split.inputs)
         self.size = working_size(*whole, long_side, 1) if long_side > 0 else whole
@@ -97,12 +99,15 @@ class SceneSource:
             )
         )
 
-    @cached_property
+    @property
     def scene(self) -> Scene:
         """The input views; their files are opened on first use."""
-        height, width = self.size
-        scene = load_scene(self.capture, self.split.inputs, height=height, width=width)
-        return self.similarity.scene(scene)
+        with self._lock:  # A cached property has none from Python 3.12 on: each thread opens all.
+            if self._scene is None:
+                height, width = self.size
+                scene = load_scene(self.capture, self.split.inputs, height=height, width=width)
+                self._scene = self.similarity.scene(scene)
+            return self._scene
 
     def image(self, view: int) -> Float[Tensor, "3 H W"]:
         """Return the photo of a frame; a held-out one is opened now and not kept."""

@@ -1,6 +1,8 @@
 """Views and batches: what is opened, in which frame, and what is drawn when."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from factories import make_cameras, make_cloud, make_scene
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 
+from fvgen_nerfstudio import source
 from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfig
 from fvgen_nerfstudio.dataparser import FvgenDataParserConfig, distortion
 from fvgen_nerfstudio.source import fit_similarity
@@ -16,7 +19,7 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opengl_to_opencv
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.image import write_image
-from fvgen_recon.io.scenes import Lens, write_transforms
+from fvgen_recon.io.scenes import Lens, load_scene, write_transforms
 from fvgen_recon.types import Clip, Guidance
 
 NUM_VIEWS = 5
@@ -71,6 +74,24 @@ def _fill_bank(folder: Path, rounds: int = 1) -> Bank:
 
 def test_it_is_the_config_that_ns_render_asks_for():
     assert issubclass(FvgenDatamanagerConfig, FullImageDatamanagerConfig)
+
+
+def test_photos_are_opened_once_though_many_threads_ask(folder, monkeypatch):
+    """From Python 3.12 on a cached property has no lock."""
+    data = _datamanager(folder)
+    place, opened = data.dataparser.source, []
+
+    def load(*args, **sizes):
+        opened.append(args)
+        time.sleep(0.1)
+        return load_scene(*args, **sizes)
+
+    monkeypatch.setattr(source, "load_scene", load)
+    place._scene = None
+    with ThreadPoolExecutor(4) as threads:
+        images = list(threads.map(place.image, place.split.inputs))
+    assert len(images) == NUM_VIEWS
+    assert len(opened) == 1
 
 
 def test_held_out_files_are_opened_by_evaluation_alone(folder):

@@ -119,7 +119,12 @@ def measure_frames(
     inputs, test = case.split.inputs, case.split.test
     multiple = max(generator.size_multiple for generator in generators.values())
     size = working_size(*photo_size(case.capture, inputs[0]), job.long_side, multiple)
-    settings = ClipSettings(height=size[0], width=size[1], device=job.device)
+    settings = ClipSettings(
+        height=size[0],
+        width=size[1],
+        has_bare=any(generator.is_raw for generator in generators.values()),
+        device=job.device,
+    )
     try:
         clips = build_clips(
             case.scene, case.capture, inputs, test, ESTIMATORS[_ESTIMATOR](), settings

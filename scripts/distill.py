@@ -28,7 +28,7 @@ from fvgen_recon.distill.data import (
 )
 from fvgen_recon.distill.model import BACKBONES, finished_student, random_compact, start_networks
 from fvgen_recon.distill.parallel import Processes, leave_processes, start_processes
-from fvgen_recon.distill.shard_plan import is_prepared
+from fvgen_recon.distill.shard_plan import is_prepared, read_plan
 from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.distill.synthetic import synthetic_clips
 from fvgen_recon.distill.tracker import (
@@ -161,6 +161,9 @@ def load_data(
         )
         clips = train.clips.to(device)
         return MemoryClips(clips=clips, seed=seed, device=device), validation.to(device)
+    doubt = describe_renders(options.data / "train", recipe)
+    if doubt and processes.is_main:
+        log.warning(doubt)
     folder = options.data / "validation"
     validation = open_validation(folder, model, device) if folder.is_dir() else None
     source = open_clips(options.data / "train", model, seed=seed, device=device)
@@ -172,6 +175,20 @@ def load_data(
     # A thread that reads ahead leaves the GPU to the training.
     source = replace(source, device=torch.device("cpu"))
     return Prefetched(source, stride, device), validation
+
+
+def describe_renders(folder: Path, recipe: DistillRecipe) -> str:
+    """Return what does not fit in the renders of prepared clips; empty where all does."""
+    if not is_prepared(folder):
+        return ""
+    is_raw, wanted = read_plan(folder).settings.is_raw, BACKBONES[recipe.backbone].is_raw
+    if is_raw == wanted:
+        return ""
+    kinds = {True: "bare renders of points", False: "opaque surfaces"}
+    return (
+        f"The clips in {folder} show {kinds[is_raw]}, and a {recipe.backbone} teacher knows "
+        f"{kinds[wanted]}: prepare them {'with' if wanted else 'without'} --is-raw."
+    )
 
 
 def open_clips(

@@ -189,6 +189,7 @@ def measure_scene(folder: Path, bench: Bench) -> SceneResult:
         width=size[1],
         num_frames=args.num_frames,
         max_clips=args.clips,
+        has_bare=any(generator.is_raw for generator in bench.generators.values()),
         device=args.device,
     )
     estimator = ESTIMATORS[args.estimator]()

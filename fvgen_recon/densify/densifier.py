@@ -21,7 +21,7 @@ from fvgen_recon.densify.trust import find_trust
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.render.guidance import render_guidance, support_fraction
+from fvgen_recon.render.guidance import guidance_config, render_guidance, support_fraction
 from fvgen_recon.trajectory import make_planner
 from fvgen_recon.types import Cameras, Clip, Guidance, PointCloud, Scene, Trajectory
 
@@ -161,7 +161,7 @@ class Densifier:
         clips, origins = [], []
         for index, trajectory in enumerate(plan):
             guidance = clock.time(
-                "render", lambda t=trajectory: self._render(scene, points, t, splat)
+                "render", lambda t=trajectory: self._render(generator, scene, points, t, splat)
             )
             chosen = fit_steps(generator, guidance, self.config.few_steps_below)
             origin = self._origin(chosen, guidance, round_index, index)
@@ -184,13 +184,18 @@ class Densifier:
 
     def _render(
         self,
+        generator: VideoGenerator,
         scene: Scene,
         points: PointCloud,
         trajectory: Trajectory,
         splat: SplatRenderer | None,
     ) -> Guidance:
         guidance = render_guidance(
-            scene, points, trajectory, min_confidence=self.config.min_confidence
+            scene,
+            points,
+            trajectory,
+            min_confidence=self.config.min_confidence,
+            config=guidance_config(is_raw=generator.is_raw, height=scene.cameras.height),
         )
         if splat is None:
             return guidance

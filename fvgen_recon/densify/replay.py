@@ -23,6 +23,7 @@ class ReplayGenerator:
     name: str = "replay"
     num_steps: int = 0
     size_multiple: int = 1
+    is_raw: bool = False
 
     @property
     def weights_hash(self) -> str:

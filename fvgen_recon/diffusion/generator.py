@@ -33,6 +33,11 @@ class VideoGenerator(Protocol):
         ...
 
     @property
+    def is_raw(self) -> bool:
+        """Whether it was trained on bare renders, as ViewCrafter was (`GuidanceConfig.is_raw`)."""
+        ...
+
+    @property
     def weights_hash(self) -> str:
         """SHA-256 of the weights; empty where there are none."""
         ...

@@ -16,6 +16,7 @@ class RenderGenerator:
     name: str = "render"
     num_steps: int = 0
     size_multiple: int = 1
+    is_raw: bool = False
     weights_hash: str = ""
 
     def generate(self, guidance: Guidance, *, seed: int) -> Float[Tensor, "T 3 H W"]:

@@ -216,6 +216,7 @@ class WanGenerator:
     num_frames: int
     num_steps: int
     sampler: FewStepKind
+    is_raw: bool = False
 
     @property
     def size_multiple(self) -> int:

@@ -33,6 +33,8 @@ class BackboneDoor:
     export: Callable[[Path, Path | None, nn.Module, RolloutSettings], None]
     """Write a folder that generators load: where to, the teacher's folder, the student, its
     sampler."""
+    is_raw: bool = False
+    """Whether its teachers were trained on bare renders of points (`GuidanceConfig.is_raw`)."""
 
 
 def random_compact(config: CompactConfig, seed: int = 0) -> VideoModel:
@@ -117,7 +119,7 @@ def _export_wan(
 
 BACKBONES: dict[str, BackboneDoor] = {
     "compact": BackboneDoor(load=_load_compact, export=_export_compact),
-    "viewcrafter": BackboneDoor(load=_load_viewcrafter, export=_export_viewcrafter),
+    "viewcrafter": BackboneDoor(load=_load_viewcrafter, export=_export_viewcrafter, is_raw=True),
     "wan": BackboneDoor(load=_load_wan, export=_export_wan),
 }
 

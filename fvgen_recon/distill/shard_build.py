@@ -33,10 +33,8 @@ from fvgen_recon.distill.shard_plan import (
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.scenes import load_scene
 from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.render.guidance import TEACHER_GUIDANCE, GuidanceConfig, render_guidance
+from fvgen_recon.render.guidance import guidance_config, render_guidance
 from fvgen_recon.types import Anchor, Trajectory
-
-_TEACHER_ROWS = 288
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +148,7 @@ def build_clip(
         cloud,
         Trajectory(cameras=clip.cameras.to(device), anchors=anchors),
         min_confidence=settings.min_confidence,
-        config=_guidance_config(settings),
+        config=guidance_config(is_raw=settings.is_raw, height=settings.height),
     )
     origin = ClipOrigin(
         scene=window.scene,
@@ -170,14 +168,6 @@ def build_clip(
     if codec is None:
         return made
     return replace(made, latents=encode_latents(codec, made, key_seed(window.key), device))
-
-
-def _guidance_config(settings: ShardSettings) -> GuidanceConfig:
-    """Renders of the asked kind; the teacher's disks keep their size relative to the picture."""
-    if not settings.is_raw:
-        return GuidanceConfig()
-    radius = TEACHER_GUIDANCE.radius_px * settings.height / _TEACHER_ROWS
-    return replace(TEACHER_GUIDANCE, radius_px=radius)
 
 
 def key_seed(key: str) -> int:

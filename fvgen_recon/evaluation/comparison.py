@@ -82,6 +82,13 @@ class Truth:
     scene: str
     clip: int
     gap_deg: float
+    bare: Guidance | None = None
+    """What generators of bare renders are given. Holes are those of the other guidance, so that all
+    are measured on the same pixels."""
+
+    def guidance_for(self, generator: VideoGenerator) -> Guidance:
+        """Return the renders that a generator was trained to see."""
+        return self.bare if generator.is_raw and self.bare is not None else self.guidance
 
     @property
     def hole(self) -> Float[Tensor, "N 1 H W"]:
@@ -126,8 +133,9 @@ def run_method(
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(device)
+    guidance = truth.guidance_for(generator)
     start = time.perf_counter()
-    frames = generator.generate(truth.guidance, seed=seed)
+    frames = generator.generate(guidance, seed=seed)
     if is_cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start

@@ -15,7 +15,7 @@ from fvgen_recon.evaluation.moment import Moments, add_moments, measure_moments
 from fvgen_recon.evaluation.path import gap_angle, plan_held_out
 from fvgen_recon.io.scenes import Capture, load_scene
 from fvgen_recon.pointcloud.base import PointCloudEstimator
-from fvgen_recon.render.guidance import render_guidance
+from fvgen_recon.render.guidance import guidance_config, render_guidance
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 TRUTH = "truth"
@@ -63,6 +63,8 @@ class ClipSettings:
     """Length of a clip."""
     max_clips: int | None = None
     """Most clips of a scene, those with the most held-out views first; all by default."""
+    has_bare: bool = False
+    """Whether there are bare renders too, as a generator wants them (`VideoGenerator.is_raw`)."""
     device: str = "cpu"
     """Where to work."""
 
@@ -111,9 +113,14 @@ def build_clips(
         guidance = render_guidance(scene, cloud, trajectory)
         _wait(device)
         seconds_render += time.perf_counter() - start
+        bare = None
+        if settings.has_bare:
+            config = guidance_config(is_raw=True, height=height)
+            bare = render_guidance(scene, cloud, trajectory, config=config)
         truths.append(
             Truth(
                 guidance=guidance,
+                bare=bare,
                 cameras=trajectory.cameras,
                 frames=path.frames,
                 photos=photos.images[[i - len(scene) for i in path.photos]],

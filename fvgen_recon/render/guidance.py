@@ -1,6 +1,6 @@
 """What a generator is conditioned on: point renders along a trajectory, with masks and depth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,20 @@ class GuidanceConfig:
 
 TEACHER_GUIDANCE = GuidanceConfig(max_conflict=None, is_raw=True)
 """Renders as ViewCrafter was trained on them, at its 288 rows."""
+_TEACHER_ROWS = 288
+
+
+def guidance_config(*, is_raw: bool, height: int) -> GuidanceConfig:
+    """Return how points are rendered for a generator of one kind or the other.
+
+    Args:
+        is_raw: Bare renders in the teacher's manner; otherwise opaque surfaces.
+        height: Rows of the renders; the teacher's disks keep their size relative to the picture.
+    """
+    if not is_raw:
+        return GuidanceConfig()
+    radius = TEACHER_GUIDANCE.radius_px * height / _TEACHER_ROWS
+    return replace(TEACHER_GUIDANCE, radius_px=radius)
 
 
 class _Picture(NamedTuple):

@@ -27,7 +27,7 @@ from fvgen_recon.evaluation.path import plan_held_out
 from fvgen_recon.fusion.checkpoint import SHIPPED_FUSION, load_fusion, read_fusion_card
 from fvgen_recon.fusion.network import FusionNetwork
 from fvgen_recon.fusion.view import FusionView
-from fvgen_recon.render.guidance import render_guidance
+from fvgen_recon.render.guidance import guidance_config, render_guidance
 from fvgen_recon.trajectory.pose import join_rows, nearest_view
 from fvgen_recon.types import Cameras, Guidance, Scene
 
@@ -202,7 +202,8 @@ class Refiner:
             join_rows([known, row]), inputs, (len(known),), self.generator.num_frames
         )
         way = replace(path.trajectory, cameras=path.trajectory.cameras.to(self.device))
-        guidance = render_guidance(scene, self.inputs.points, way)
+        config = guidance_config(is_raw=self.generator.is_raw, height=known.height)
+        guidance = render_guidance(scene, self.inputs.points, way, config=config)
         place = path.frames[0]
         seen = guidance.mask[place] | guidance.layer_masks[:, place].any(0)
         return (guidance, place) if float(seen.float().mean()) >= _LEAST_SEEN else None

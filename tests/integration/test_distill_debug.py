@@ -13,7 +13,8 @@ from fvgen_recon.distill.config import TrainSettings
 from fvgen_recon.distill.shard_build import build_shards, settle_plan
 from fvgen_recon.distill.shard_plan import ShardSettings, make_plan
 from fvgen_recon.errors import InputError
-from scripts.distill import Options, chosen_recipe, main
+from fvgen_recon.recipes.distill import RECIPES
+from scripts.distill import Options, chosen_recipe, describe_renders, main
 
 
 def test_debug_recipe_stops_goes_on_and_writes_a_student(tmp_path: Path) -> None:
@@ -40,6 +41,9 @@ def test_debug_recipe_trains_on_prepared_shards(tmp_path: Path) -> None:
         build_shards(tmp_path / "rooms", folder, plan, report=lambda record: None)
     where = tmp_path / "run"
     options = Options(recipe="debug", data=tmp_path / "data", output=where, cpu=True, stop_after=9)
+    clips = tmp_path / "data" / "train"
+    assert describe_renders(clips, RECIPES["debug"]()) == ""
+    assert "prepare them with --is-raw" in describe_renders(clips, RECIPES["paper"]())
     assert main(options) == 0
     lines = [json.loads(x) for x in (where / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2, 3]

@@ -42,6 +42,7 @@ class CompactGenerator:
     """Where the model lies."""
     name: str = "student"
     size_multiple: int = 1
+    is_raw: bool = False
 
     def __post_init__(self) -> None:
         """Check the number of steps."""

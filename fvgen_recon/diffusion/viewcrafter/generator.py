@@ -35,6 +35,8 @@ class PipelineGenerator:
     """Steps of the sampler; the teacher evaluates its network twice in each."""
     size_multiple: int
     weights_hash: str
+    is_raw: bool = True
+    """Its renders are the teacher's: a model sees at work what it has learnt from."""
 
     def generate(self, guidance: Guidance, *, seed: int) -> Float[Tensor, "T 3 H W"]:
         """Return frames in [0, 1] on the guidance's device.

@@ -50,6 +50,18 @@ def test_holes_are_scored_alone():
     assert score.sharp_hole == pytest.approx(1.0, abs=0.2)
 
 
+def test_generators_of_bare_renders_get_them_and_are_measured_in_the_same_holes():
+    truth = make_truth()
+    bare = replace(truth.guidance, frames=truth.guidance.frames / 2)
+    both = replace(truth, bare=bare)
+    raw = replace(RenderGenerator(num_frames=4), is_raw=True)
+    for generator, guidance in ((RenderGenerator(num_frames=4), truth.guidance), (raw, bare)):
+        row, frames = run_method("render", generator, both, judge)
+        assert torch.equal(frames, guidance.frames)
+        assert row.hole_share == float(truth.hole.mean())
+    assert truth.guidance_for(raw) is truth.guidance
+
+
 def test_one_frame_has_no_flicker():
     truth = make_truth(frames=(2,))
     row, frames = run_method("render", RenderGenerator(num_frames=4), truth, judge)

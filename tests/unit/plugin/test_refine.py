@@ -102,7 +102,7 @@ def test_the_generator_works_at_no_more_than_the_size_it_is_told(truth):
     seen = []
 
     class Spy:
-        num_frames, size_multiple = 5, 16
+        num_frames, size_multiple, is_raw = 5, 16, False
 
         def generate(self, guidance, *, seed):
             seen.append(tuple(guidance.frames.shape))

@@ -33,6 +33,7 @@ from fvgen_recon.distill.config import PhaseSettings
 from fvgen_recon.distill.data import MemoryClips, TrainingBatch
 from fvgen_recon.distill.parallel import (
     Processes,
+    end_program,
     gather,
     leave_processes,
     mean_over_processes,
@@ -318,3 +319,4 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     main(tyro.cli(Options, description=__doc__))
+    end_program(0)

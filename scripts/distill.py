@@ -27,7 +27,7 @@ from fvgen_recon.distill.data import (
     open_packed,
 )
 from fvgen_recon.distill.model import BACKBONES, finished_student, random_compact, start_networks
-from fvgen_recon.distill.parallel import Processes, leave_processes, start_processes
+from fvgen_recon.distill.parallel import Processes, end_program, leave_processes, start_processes
 from fvgen_recon.distill.shard_plan import is_prepared, read_plan
 from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.distill.synthetic import synthetic_clips
@@ -291,4 +291,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    end_program(main(tyro.cli(Options, description=__doc__)))

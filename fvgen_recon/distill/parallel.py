@@ -3,12 +3,14 @@
 Start with `torchrun` or `accelerate launch`, on one machine or many; both are understood.
 """
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -257,11 +259,20 @@ def wait_for_all(processes: Processes) -> None:
 
 
 def leave_processes(processes: Processes) -> None:
-    """Leave the group, as the last thing that a program which went well does.
-
-    Threads of a group that is left to the end of the interpreter may abort it: a finished run would
-    end with the status of a crash. After an error nobody leaves: others may wait in a collective.
-    """
+    """Leave the group when all went well; after an error others may wait in a collective."""
     wait_for_all(processes)
     if dist.is_initialized():  # A launcher's single process has a group too.
         dist.destroy_process_group()
+
+
+def end_program(status: int) -> NoReturn:
+    """End a program; one of a launcher's that went well ends without tearing down the interpreter.
+
+    Threads of a group's backend may let go of the last tensors while that goes on, even when the
+    group was left, and abort it (PyTorch issue 190489): a finished run would end as a crash does.
+    """
+    if status or "WORLD_SIZE" not in os.environ:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

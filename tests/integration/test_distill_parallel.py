@@ -28,7 +28,7 @@ from fvgen_recon.distill.config import (
 )
 from fvgen_recon.distill.data import MemoryClips
 from fvgen_recon.distill.ensemble import Networks
-from fvgen_recon.distill.parallel import Processes, leave_processes, start_processes
+from fvgen_recon.distill.parallel import Processes, end_program, leave_processes, start_processes
 from fvgen_recon.distill.tracker import FileTracker
 from fvgen_recon.distill.trainer import Trainer
 
@@ -183,3 +183,4 @@ if __name__ == "__main__":
         train(sys.argv[1], Path(sys.argv[2]), group)
     leave_processes(group)
     assert not torch.distributed.is_initialized()
+    end_program(0)

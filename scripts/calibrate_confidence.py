@@ -38,7 +38,7 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.metric import psnr
 from fvgen_recon.io.file import write_json
 from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.render.guidance import render_guidance
+from fvgen_recon.render.guidance import guidance_config, render_guidance
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -136,12 +136,18 @@ def measure_clip(
     path = plan.paths[0]
     trajectory = plan_trajectory(path, packed.cameras.resize(*size))
     trajectory = replace(trajectory, cameras=trajectory.cameras.to(args.device))
-    guidance = render_guidance(scene, cloud, trajectory)
+    kinds = {generator.is_raw for generator in generators.values()}
+    configs = {is_raw: guidance_config(is_raw=is_raw, height=size[0]) for is_raw in kinds}
+    guides = {
+        is_raw: render_guidance(scene, cloud, trajectory, config=config)
+        for is_raw, config in configs.items()
+    }
     shown = [i for i in range(1, len(path.frames) - 1) if path.frames[i] >= 0]
     photos = packed.scene([path.frames[i] for i in shown], *size).images.to(args.device)
     rng = torch.Generator().manual_seed(args.seed + plan.scene)
     result = {}
     for name, generator in generators.items():
+        guidance = guides[generator.is_raw]
         runs = [_timed(generator, guidance, args.seed + k) for k in range(args.num_samples)]
         samples = torch.stack([frames for frames, _ in runs])
         if args.few_steps is not None and generator.num_steps > args.few_steps:

@@ -88,7 +88,10 @@ class Truth:
 
     def guidance_for(self, generator: VideoGenerator) -> Guidance:
         """Return the renders that a generator was trained to see."""
-        return self.bare if generator.is_raw and self.bare is not None else self.guidance
+        if not generator.is_raw:
+            return self.guidance
+        assert self.bare is not None, "Clips for such a generator are built with `has_bare`."
+        return self.bare
 
     @property
     def hole(self) -> Float[Tensor, "N 1 H W"]:

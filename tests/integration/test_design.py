@@ -1,0 +1,52 @@
+"""The comparison of the compact model's shapes at tiny size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from unit.distill.compact_bank import make_clips
+
+from fvgen_recon.distill.clip import save_clips
+from fvgen_recon.evaluation.judge import pack_features
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def _call(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "design.py"), "--bank", "bank",
+        "--features", "eyes.bin", "--out", "design.json", "--recipe", "debug", "--updates", "2",
+        "--batch-size", "1", *more,
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_variants_are_trained_alike_and_kept(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / "bank" / part).mkdir(parents=True)
+        save_clips(tmp_path / "bank" / part / "0.safetensors", make_clips(seed=0))
+    pack_features(tmp_path / "eyes.bin", {"alex": 5, "vgg": 4})
+    call = _call(tmp_path, "--variants", "no attention", "teacher, velocity")
+    assert call.returncode == 0, call.stdout + call.stderr
+    regression, teacher = json.loads((tmp_path / "design.json").read_text())["variants"]
+    assert regression["config"]["num_attention"] == 0
+    assert [row["num_steps"] for row in regression["rows"]] == [1]
+    assert teacher["prediction"] == "velocity"
+    assert [row["num_steps"] for row in teacher["rows"]] == [1, 4, 8]
+    assert regression["updates"] == teacher["updates"] == 2
+    kept = next((tmp_path / "design").glob("no_attention.json")).stat().st_mtime_ns
+    again = _call(tmp_path, "--variants", "no attention")
+    assert again.returncode == 0, again.stderr
+    assert next((tmp_path / "design").glob("no_attention.json")).stat().st_mtime_ns == kept
+
+
+def test_unknown_variants_and_missing_clips_are_told(tmp_path: Path) -> None:
+    unknown = _call(tmp_path, "--variants", "square")
+    assert unknown.returncode != 0
+    assert "square came" in unknown.stderr + unknown.stdout
+    missing = _call(tmp_path)
+    assert missing.returncode == 2
+    assert "has no clips: build them" in missing.stderr

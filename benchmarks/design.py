@@ -235,14 +235,23 @@ def run_all(options: Options) -> dict[str, str]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
-    head = ["variant", "weights", "steps", "PSNR", "in holes", "SSIM", "ST-LPIPS", "sharp"]
+    head = [
+        "variant",
+        "weights",
+        "steps",
+        "PSNR",
+        "in holes",
+        "SSIM",
+        "ST-LPIPS",
+        "sharp, holes / trusted",
+    ]
     lines = []
     for result in results:
         for row in result["rows"]:
             weights = f"{result['millions']:.1f} M"
             numbers = [f"{row[key]:.2f}" for key in ("psnr", "psnr_hole")]
             numbers += [f"{row[key]:.3f}" for key in ("ssim", "perceptual")]
-            sharp = f"{row['sharp_hole']:.2f}"
+            sharp = f"{row['sharp_hole']:.2f} / {row['sharp_trusted']:.2f}"
             lines.append([result["variant"], weights, str(row["num_steps"]), *numbers, sharp])
     return markdown(head, lines)
 

@@ -41,6 +41,8 @@ class Score:
     """The same where everything but the holes is replaced by the photo."""
     sharp_hole: float
     """Gradient energy in holes relative to the photos': 1 is as sharp."""
+    sharp_trusted: float
+    """The same where a trusted point was rendered."""
     flicker: float
     """Mean change of the error from one frame with a photo to the next."""
     unsteady: float
@@ -114,6 +116,7 @@ def score_frames(image: Float[Tensor, "N 3 H W"], truth: Truth, judge: Judge) ->
         stlpips_alex=float(distance.mean()),
         stlpips_alex_hole=float(distance_hole[has_hole].mean()),
         sharp_hole=float(sharpness(image, photos, hole).nanmedian()),
+        sharp_trusted=float(sharpness(image, photos, 1 - hole).nanmedian()),
         flicker=math.nan if still else float(flicker(image, photos)),
         unsteady=math.nan if still else _unsteadiness(image, truth),
     )

@@ -33,6 +33,8 @@ class Measurement:
     perceptual: float
     sharp_hole: float
     """Gradient energy in holes relative to the photos'."""
+    sharp_trusted: float
+    """The same where a trusted point was rendered."""
     psnr_gap: tuple[float, ...]
     """PSNR for narrow, middle and wide gaps; NaN where there is no such clip."""
 
@@ -41,7 +43,8 @@ class Measurement:
         gaps = " ".join(f"{g:.2f}" for g in self.psnr_gap)
         return (
             f"PSNR {self.psnr:.2f} (holes {self.psnr_hole:.2f}, gaps {gaps}) SSIM {self.ssim:.4f} "
-            f"perceptual {self.perceptual:.4f} sharp {self.sharp_hole:.2f}"
+            f"perceptual {self.perceptual:.4f} sharp in holes "
+            f"{self.sharp_hole:.2f}, at trusted points {self.sharp_trusted:.2f}"
         )
 
 
@@ -108,6 +111,7 @@ def measure_frames(
         ssim=float(ssim(image, truth).mean()),
         perceptual=float(torch.cat(parts).mean()),
         sharp_hole=float(sharpness(image, truth, weight).nanmedian()),
+        sharp_trusted=float(sharpness(image, truth, 1 - weight).nanmedian()),
         psnr_gap=tuple(float(value[bins == b].mean()) for b in range(3)),
     )
 

@@ -31,6 +31,7 @@ TITLES = {
     "stlpips_alex_hole": "ST-LPIPS holes",
     "psnr_hole": "PSNR holes",
     "sharp_hole": "sharpness holes",
+    "sharp_trusted": "sharpness trusted",
     "flicker": "flicker",
     "unsteady": "unsteadiness",
     "frechet_efficientnet_lite0": "Frechet (EfficientNet-Lite0)",

@@ -50,6 +50,15 @@ def test_holes_are_scored_alone():
     assert score.sharp_hole == pytest.approx(1.0, abs=0.2)
 
 
+def test_sharpness_at_trusted_points_tells_blur_there_from_blur_in_holes():
+    truth = make_truth()
+    flat = torch.full_like(truth.photos, 0.5)
+    blurred_holes = score_frames(torch.where(truth.hole > 0, flat, truth.photos), truth, judge)
+    assert blurred_holes.sharp_trusted > 1.3 * blurred_holes.sharp_hole
+    blurred_points = score_frames(torch.where(truth.hole > 0, truth.photos, flat), truth, judge)
+    assert blurred_points.sharp_hole > 1.3 * blurred_points.sharp_trusted
+
+
 def test_generators_of_bare_renders_get_them_and_are_measured_in_the_same_holes():
     truth = make_truth()
     bare = replace(truth.guidance, frames=truth.guidance.frames / 2)
@@ -80,6 +89,7 @@ def make_row(scene, value, num_frames, gap_deg=10.0):
         stlpips_alex=0.1,
         stlpips_alex_hole=0.1,
         sharp_hole=1.0,
+        sharp_trusted=1.0,
         flicker=0.0,
         unsteady=1.0,
     )

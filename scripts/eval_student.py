@@ -206,8 +206,8 @@ def _line(score: Score, seconds: float, distance: float) -> str:
     return (
         f"PSNR {score.psnr:6.2f}  holes {score.psnr_hole:6.2f}  SSIM {score.ssim:.3f}  ST-LPIPS "
         f"{score.stlpips_alex:.4f}  holes {score.stlpips_alex_hole:.4f}  Frechet {distance:7.2f}  "
-        f"sharp {score.sharp_hole:5.2f} / {score.sharp_trusted:.2f}  flicker {score.flicker:.4f}  unsteady "
-        f"{score.unsteady:5.2f}  {seconds:6.2f} s"
+        f"sharp {score.sharp_hole:5.2f} / {score.sharp_trusted:.2f}  flicker {score.flicker:.4f}  "
+        f"unsteady {score.unsteady:5.2f}  {seconds:6.2f} s"
     )
 
 

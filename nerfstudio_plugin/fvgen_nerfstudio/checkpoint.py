@@ -13,7 +13,7 @@ from fvgen_recon.io.file import atomic_path
 from fvgen_recon.types import Cameras
 
 EXTRA_KEY = "fvgen"
-"""Where a checkpoint keeps what stock nerfstudio does not: the strategy's statistics."""
+"""Where a checkpoint keeps what stock nerfstudio does not: statistics and names of photos."""
 
 
 def allow_numpy_scalars() -> None:
@@ -88,7 +88,7 @@ def find_checkpoint(folder: Path, step: int | None) -> Path:
     return found[-1]
 
 
-def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
+def check_inputs(known: torch.Tensor | None, cameras: Cameras, *, same_names: bool) -> None:
     """Refuse a checkpoint of other input photos: it may know those that are held out now.
 
     The world of a splat follows from the input cameras, so that it would lie elsewhere too.
@@ -97,6 +97,7 @@ def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
         known: Where the photos of the checkpoint were taken, `V 3`, in the splat's world; none in
             one from before that was kept.
         cameras: The input cameras of the run that it is loaded into.
+        same_names: Whether these photos have the names of those.
 
     Raises:
         WeightsError: They differ.
@@ -106,6 +107,12 @@ def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
     position = cameras.position.to(known)
     if position.shape == known.shape and torch.allclose(position, known, atol=1e-3):
         return
+    if same_names:
+        raise WeightsError(
+            "The photos that the checkpoint was trained on have other poses now than they had then "
+            "(photos without poses get new ones whenever one is added or removed): give the scene "
+            "as it was."
+        )
     raise WeightsError(
         f"The checkpoint was trained on other photos than the {len(position)} that are chosen now: "
         "give the scene and the choice of views that it was trained with."

@@ -147,8 +147,8 @@ class FvgenPipeline(VanillaPipeline):
             WeightsError: It is not.
         """
         check_loaded(state.get("_model._extra_state"), self.model.config.num_members)
-        known = state.get("_model.exposure.position")
-        check_inputs(known, self.datamanager.dataparser.input_cameras)
+        parser, known = self.datamanager.dataparser, state.get("_model.exposure.position")
+        check_inputs(known, parser.input_cameras, same_names=parser.is_trained_choice)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -253,12 +253,11 @@ class FvgenPipeline(VanillaPipeline):
             return read_json(note)["keeps"]
         from fvgen_nerfstudio.gate import Judge
 
-        source = self.datamanager.dataparser.source
         judge = Judge(
             config=self.config,
             optimizers=self._optimizers,
             num_steps=self.num_steps,
-            names=[source.capture.names[view] for view in source.split.inputs],
+            names=self.datamanager.dataparser.input_names,
             device=str(self.device),
         )
         verdict = judge.judge(index, bank.folder / "gate")

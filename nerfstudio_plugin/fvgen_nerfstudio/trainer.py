@@ -15,6 +15,7 @@ from fvgen_nerfstudio.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from fvgen_nerfstudio.choice import INPUTS_KEY, trained_views
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import BANK_FOLDER, FvgenPipeline
@@ -76,6 +77,7 @@ class FvgenTrainer(Trainer):
                 )
             path = self._checkpoint_to_load()
             self._resumed = None if path is None else read_checkpoint(path)
+            self._recall_views()
             super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
@@ -88,8 +90,16 @@ class FvgenTrainer(Trainer):
             self._check_resumed(self._resumed)
         if self.pipeline.config.densify.takes_part():
             self.pipeline.check_bank(self.base_dir / BANK_FOLDER, self.resumed_run())
+        parser = self.pipeline.datamanager.dataparser
+        parser.config.trained_views = parser.input_names
         self.config.write_config()
         return super().setup_optimizers()
+
+    def _recall_views(self) -> None:
+        """Go on with the photos that a checkpoint was trained on, where a user names no others."""
+        data = self.config.pipeline.datamanager
+        if self._resumed is not None and isinstance(data, FvgenDatamanagerConfig):
+            data.dataparser.trained_views = trained_views(self._resumed)
 
     def _check_resumed(self, state: dict[str, Any]) -> None:
         """Raise a `FvgenError` where a checkpoint cannot be resumed from."""
@@ -122,7 +132,10 @@ class FvgenTrainer(Trainer):
             "optimizers": {k: v.state_dict() for k, v in optimizers.optimizers.items()},
             "schedulers": {k: v.state_dict() for k, v in optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            EXTRA_KEY: {"strategy_state": self.pipeline.model.strategy_state},
+            EXTRA_KEY: {
+                "strategy_state": self.pipeline.model.strategy_state,
+                INPUTS_KEY: list(self.pipeline.datamanager.dataparser.input_names),
+            },
         }
         write_checkpoint(state, path)
         if self.config.save_only_latest_checkpoint:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,34 @@ def test_the_checkpoint_loads_without_pickled_code(run: Run) -> None:
     assert set(state["fvgen"]["strategy_state"]) >= {"grad2d", "count", "radii"}
 
 
+@contextmanager
+def _lost_photo(scene: Path) -> Iterator[None]:
+    """Take away a held-out photo without which others would be chosen by number."""
+    inputs = _input_photos(scene)
+    for path in sorted((scene / "images").iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        try:
+            if path.name not in inputs and _input_photos(scene) != inputs:
+                yield
+                return
+        finally:
+            path.write_bytes(content)
+    raise AssertionError("The choice does not depend on any held-out photo.")
+
+
 def test_resumed_training_really_continues(run: Run) -> None:
+    """Also where a photo is gone without which others would be chosen by the same number."""
     output = run.scene.parent / "resumed"
-    more = ["--load-dir", str(run.checkpoints)]
-    call(train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more), cwd=run.scene.parent)
     folder = output / "room" / "fvgen-splat-cpu" / "second"
+    more, scores = ["--load-dir", str(run.checkpoints)], output / "eval.json"
+    with _lost_photo(run.scene):
+        call(
+            train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more),
+            ["ns-eval", "--load-config", str(folder / "config.yml"), "--output-path", str(scores)],
+            cwd=run.scene.parent,
+        )
+    assert json.loads(scores.read_text())["results"]["psnr"] > 8
     (path,) = (folder / "nerfstudio_models").iterdir()
     assert path.name == f"step-{NUM_STEPS + NUM_MORE - 1:09d}.ckpt"
     old = torch.load(next(run.checkpoints.iterdir()), weights_only=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from pipelines import advance, open_pipeline, start_run, write_room
+from scene_folder import read_meta, write_meta
 
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError, WeightsError
@@ -135,6 +136,20 @@ def test_a_checkpoint_of_other_photos_is_refused(room):
             other.load_pipeline(state, 3)
     old = {key: value for key, value in state.items() if "exposure" not in key}
     open_pipeline(room, views=("0.png", "1.png"), generator="none").load_pipeline(old, 3)
+
+
+def test_photos_that_have_moved_since_are_not_called_others(tmp_path):
+    """Poses that come from the photos change with every photo that is added or removed."""
+    write_room(tmp_path)
+    first = open_pipeline(tmp_path, generator="none")
+    names = first.datamanager.dataparser.input_names
+    meta = read_meta(tmp_path)
+    meta["frames"][1]["transform_matrix"][1][3] += 0.3
+    write_meta(tmp_path, meta)
+    later = open_pipeline(tmp_path, generator="none")
+    later.datamanager.dataparser.config.trained_views = names
+    with pytest.raises(WeightsError, match="have other poses now"):
+        later.load_pipeline(first.state_dict(), 3)
 
 
 def test_tools_that_open_a_run_end_with_one_sentence(tmp_path, capsys):

@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     allow_numpy_scalars()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{path} is damaged or not a checkpoint of nerfstudio: give a file that training wrote."
         ) from error

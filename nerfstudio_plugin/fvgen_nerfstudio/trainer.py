@@ -23,6 +23,9 @@ from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import require_folder
 
+_LAST_SETTING = "vis"
+"""The last of the settings of a run in the order of their names."""
+
 
 @dataclass
 class FvgenTrainerConfig(TrainerConfig):
@@ -34,6 +37,19 @@ class FvgenTrainerConfig(TrainerConfig):
     schedule_steps: int = 0
     """Length of the run that step numbers of the model and of the schedulers are meant for. A run
     of another length stretches them; 0 takes them as they are."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take settings that were written to a `config.yml`, whose keys are sorted by name.
+
+        Raises:
+            InputError: The last is missing: the others after the cut would be silently replaced.
+        """
+        if _LAST_SETTING not in state:
+            raise InputError(
+                "The config.yml of this run is cut short: put it back as training wrote it, or go "
+                "on from the checkpoints beside it in a new run (ns-train ... --load-dir)."
+            )
+        vars(self).update(state)
 
     def save_config(self) -> None:
         """Apply aliases and choose the device; the file is written once the data are known good."""

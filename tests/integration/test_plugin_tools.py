@@ -335,6 +335,48 @@ def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_cannot_be_opened_ends_every_tool_with_one_sentence(
+    run: Run, tmp_path: Path
+) -> None:
+    text, broken = Path(run.config).read_text(), run.folder.with_name("broken")
+    (broken / "nerfstudio_models").mkdir(parents=True)
+    checkpoint = next(run.checkpoints.iterdir())
+    (broken / "nerfstudio_models" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:50_000])
+    assert "\ntimestamp: first\n" in text
+    (broken / "config.yml").write_text(text.replace("timestamp: first", "timestamp: broken"))
+    (broken / "cut.yml").write_text(text[: len(text) // 2])
+    whole, cut = str(broken / "config.yml"), str(broken / "cut.yml")
+    out = str(tmp_path / "out")
+    refused = [
+        ("not a checkpoint", ["ns-eval", "--load-config", whole]),
+        ("not a checkpoint",
+         ["fvgen-export", "gaussian-splat", "--load-config", whole, "--output-dir", out]),
+        ("cut.yml is damaged", ["ns-eval", "--load-config", cut]),
+        ("cut.yml is damaged",
+         ["ns-render", "interpolate", "--load-config", cut, "--output-path", out]),
+        ("cannot be read",
+         ["ns-render", "dataset", "--load-config", run.config, "--output-path", out]),
+    ]  # fmt: skip
+    photo = next(
+        path
+        for path in (run.scene / "images").iterdir()
+        if path.name not in _input_photos(run.scene)
+    )
+    content = photo.read_bytes()
+    photo.write_bytes(content[:300])
+    try:
+        result = call(*(words for _, words in refused), cwd=tmp_path, keep_going=True)
+    finally:
+        photo.write_bytes(content)
+        shutil.rmtree(broken)
+    outcomes = json.loads(result.stdout.splitlines()[-1])
+    for (sentence, words), (code, errors) in zip(refused, outcomes, strict=True):
+        assert code == 2, (words, errors)
+        (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert sentence in line
+        assert "Traceback" not in errors
+
+
 def test_a_run_that_cannot_be_resumed_is_told_and_left_as_it_is(run: Run) -> None:
     """Here in its own run folder, whose config.yml every tool reads."""
     config, output = Path(run.config), run.folder.parents[2]

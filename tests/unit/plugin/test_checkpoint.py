@@ -57,6 +57,15 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("kept", [0.1, 0.9])
+def test_a_checkpoint_that_was_cut_short_is_named(tmp_path, kept):
+    path = tmp_path / "step-000000001.ckpt"
+    write_checkpoint({**_state(0.25), "pipeline": {"a": torch.ones(100_000)}}, path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(WeightsError, match="damaged"):
+        read_checkpoint(path)
+
+
 def test_other_torch_files_and_missing_files_are_named(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match="no step, pipeline and optimizers"):

@@ -149,8 +149,8 @@ def _generator(
     num_frames = int(accepted[0] if num_frames is None else num_frames)
     if num_frames not in accepted:
         raise InputError(
-            f"{folder} makes clips of {' or '.join(map(str, accepted))} frames, {num_frames} was "
-            "asked for."
+            f"{folder} makes clips of {' or '.join(map(str, accepted))} frames, num_frames "
+            f"{num_frames} came: set num_frames to {accepted[0]} or leave it out."
         )
     pipeline.set_progress_bar_config(disable=True)
     return PipelineGenerator(

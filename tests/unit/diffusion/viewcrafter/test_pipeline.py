@@ -6,6 +6,7 @@ import pytest
 import torch
 from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_guidance, write_model
 
+from fvgen_recon.densify.generators import GeneratorConfig, load_generator
 from fvgen_recon.diffusion.backbone import Codec, NoiseSchedule, VideoBackbone
 from fvgen_recon.diffusion.sampler import GuidanceScale, guided_output, sample_ddim
 from fvgen_recon.diffusion.viewcrafter.generator import (
@@ -134,7 +135,9 @@ def test_saved_student_gives_the_same_frames(student, student_folder):
 def test_generators_are_the_pipelines(folder, student_folder, student):
     clip = make_guidance()
     generator = load_student(student_folder, num_frames=NUM_FRAMES)
-    assert load_student(student_folder, num_frames=None).num_frames == NUM_FRAMES
+    for name, place in (("student", student_folder), ("teacher", folder)):
+        config = GeneratorConfig(name=name, weights=place)  # What a user gets who sets no length.
+        assert load_generator(config).num_frames == NUM_FRAMES
     expected = student(clip, generator=_seed(3)).frames[0]
     assert torch.equal(generator.generate(clip, seed=3), expected)
     assert (generator.name, generator.num_steps, generator.size_multiple) == ("student", 4, 16)
@@ -177,7 +180,7 @@ def test_bad_numbers_are_refused(teacher, student, student_folder):
         teacher(make_guidance(), generator=_seed(), num_inference_steps=0)
     with pytest.raises(InputError, match="guidance rescale"):
         teacher(make_guidance(), generator=_seed(), guidance_rescale=2.0)
-    with pytest.raises(InputError, match="4 frames, 16 was asked for"):
+    with pytest.raises(InputError, match="num_frames 16 came: set num_frames to 4 or leave it out"):
         load_student(student_folder)
     generator = load_student(student_folder, num_frames=NUM_FRAMES)
     with pytest.raises(InputError, match="clips of 4 frames, guidance of 5 came"):

@@ -81,7 +81,7 @@ def _load_student(config: GeneratorConfig) -> VideoGenerator:
     return load_student(
         config.weights,
         num_frames=config.num_frames,
-        num_steps=config.num_steps or 4,
+        num_steps=config.num_steps,
         device=config.device,
     )
 

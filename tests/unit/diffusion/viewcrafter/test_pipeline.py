@@ -16,6 +16,8 @@ from fvgen_recon.diffusion.viewcrafter.generator import (
     weights_hash,
 )
 from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+from fvgen_recon.distill.model import BACKBONES
+from fvgen_recon.distill.rollout import RolloutSettings
 from fvgen_recon.errors import InputError, WeightsError
 
 
@@ -146,6 +148,30 @@ def test_generators_are_the_pipelines(folder, student_folder, student):
     assert teacher.generate(clip, seed=0).shape == clip.frames.shape
     # The same weights have the same hash, whichever program wrote the files.
     assert teacher.weights_hash == generator.weights_hash
+
+
+def test_a_student_runs_as_it_was_trained_to(folder, tmp_path):
+    model = load_video_model(folder)
+    rollout = RolloutSettings(num_steps=2, kind="ode")
+    BACKBONES["viewcrafter"].export(tmp_path / "student", folder, model.backbone, rollout)
+    config = GeneratorConfig(name="student", weights=tmp_path / "student")
+    generator, clip = load_generator(config), make_guidance()
+    assert generator.num_steps == 2
+    pipeline = FVGenPipeline.from_pretrained(tmp_path / "student")
+    expected = pipeline(clip, generator=_seed(), num_inference_steps=2, sampler="ode").frames[0]
+    assert torch.equal(generator.generate(clip, seed=0), expected)
+    assert torch.equal(pipeline(clip, generator=_seed()).frames[0], expected)
+    assert load_generator(replace(config, num_steps=4)).num_steps == 4
+
+
+def test_a_student_from_before_steps_were_kept_runs_in_four(student, student_folder, tmp_path):
+    target = tmp_path / "student"
+    shutil.copytree(student_folder, target)
+    _edit(target / "model_index.json", num_steps=None, sampler=None)
+    assert load_student(target, num_frames=None).num_steps == 4
+    loaded, clip = FVGenPipeline.from_pretrained(target), make_guidance()
+    expected = student(clip, generator=_seed(), num_inference_steps=4, sampler="sde").frames
+    assert torch.equal(loaded(clip, generator=_seed()).frames, expected)
 
 
 def test_video_model_fits_the_seam(folder, rng):

@@ -65,6 +65,8 @@ class FvgenDataParserConfig(DataParserConfig):
     ensemble: tuple[str, ...] = ()
     """Sources of points for a splat of several members, which are trained apart and shown together;
     where empty there is one, with the points of `estimator`."""
+    method_ensemble: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The method's own `ensemble`, which gives way to whatever a user has chosen beside it."""
     ensemble_views: int = 3
     """Largest number of input photos with which there are several members; from more there is one,
     with the points of `estimator`. 0: never."""

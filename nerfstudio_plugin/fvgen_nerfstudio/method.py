@@ -52,6 +52,7 @@ def _pipeline(recipe: SplatRecipe) -> FvgenPipelineConfig:
                 long_side=recipe.long_side,
                 estimator=recipe.prior.estimator,
                 ensemble=recipe.prior.ensemble,
+                method_ensemble=recipe.prior.ensemble,
                 ensemble_views=recipe.prior.ensemble_views,
                 estimator_long_side=recipe.densify_long_side,
                 num_points=recipe.num_points,

@@ -6,6 +6,7 @@ import pytest
 from pipelines import advance, open_pipeline, start_run, write_room
 from scene_folder import read_meta, write_meta
 
+from fvgen_nerfstudio.method import fvgen_splat_cpu
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.io.file import write_json
@@ -185,6 +186,27 @@ def test_without_a_generator_there_is_no_bank(room, tmp_path):
     advance(pipeline, start_run(pipeline, tmp_path), range(2))
     assert pipeline.datamanager.bank is None
     assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("dropout", 2.0, r"model.dropout must be in [0, 1): 2.0 came"),
+        ("dropout", -0.1, "model.dropout"),
+        ("dropout", float("nan"), "model.dropout"),
+        ("cross_view", 1.5, "model.cross-view must be in [0, 1]: 1.5 came"),
+        ("export_opacity", 0.0, "model.export-opacity must be above 0"),
+        ("seed_opacity", (0.0, 0.2), "model.seed-opacity must be in (0, 1): 0 0.2 came"),
+    ],
+)
+def test_numbers_beyond_their_limits_are_told_before_anything_is_read(
+    name, value, sentence, capsys
+):
+    config = fvgen_splat_cpu().config.pipeline
+    setattr(config.model, name, value)
+    with pytest.raises(SystemExit, match="2"):
+        config.setup(device="cpu")
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

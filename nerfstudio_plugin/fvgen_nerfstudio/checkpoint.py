@@ -39,12 +39,12 @@ def plain_numbers(state: Any) -> Any:
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a reader sees all of it or nothing.
+    """Write a checkpoint so that a reader sees all of it or nothing, after a power cut too.
 
     Until it is whole it lies in the folder above: nerfstudio's tools read a step out of every name
     beside it and fail at any other, which a run that was killed would leave.
     """
-    with atomic_path(path, folder=path.parent.parent) as partial:
+    with atomic_path(path, folder=path.parent.parent, is_durable=True) as partial:
         torch.save(plain_numbers(state), partial)
 
 

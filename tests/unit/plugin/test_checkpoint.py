@@ -1,5 +1,7 @@
 """Checkpoints that load with weights_only, and one sentence for those that do not."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,13 @@ def test_a_checkpoint_that_is_not_whole_does_not_lie_where_stock_tools_look(tmp_
     write_checkpoint(_state(0.25), path)
     assert seen == [(tmp_path, [])]
     assert path.is_file()
+
+
+def test_a_checkpoint_is_on_the_disk_before_older_ones_may_be_deleted(tmp_path, monkeypatch):
+    path, synced = tmp_path / "models" / "step-000000007.ckpt", []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    write_checkpoint(_state(0.25), path)
+    assert synced == [path.stat().st_ino, path.parent.stat().st_ino]
 
 
 def test_stock_checkpoints_with_numpy_learning_rates_can_be_read(tmp_path):

@@ -21,6 +21,7 @@ from fvgen_recon.densify.trust import find_trust
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud.overlap import describe_overlap
 from fvgen_recon.render.guidance import guidance_config, render_guidance, support_fraction
 from fvgen_recon.trajectory import make_planner
 from fvgen_recon.types import Cameras, Clip, Guidance, PointCloud, Scene, Trajectory
@@ -147,8 +148,7 @@ class Densifier:
         if points is not None:
             scene = scene.to(points.xyz.device)  # Large photos need not fit onto a GPU.
         else:
-            estimator = ESTIMATORS[self.config.estimator]()
-            points = clock.time("points", lambda: estimator.estimate(scene))
+            points = clock.time("points", lambda: self._estimate_points(scene))
         trusted = points[points.confidence >= self.config.min_confidence]
         plan = clock.time(
             "plan",
@@ -181,6 +181,15 @@ class Densifier:
         if bank is not None:
             bank.finish_round(round_index, tuple(origins))
         return Densified(scene=scene, points=points, clips=tuple(clips), seconds=clock.seconds)
+
+    def _estimate_points(self, scene: Scene) -> PointCloud:
+        """Return the point cloud of the photos, and say which of them the others hardly show."""
+        points = ESTIMATORS[self.config.estimator]().estimate(scene)
+        if self.config.estimator != "random":  # It seeks nothing in the photos.
+            doubt = describe_overlap([points], scene.names)
+            if doubt:
+                _LOG.warning(doubt)
+        return points
 
     def _render(
         self,

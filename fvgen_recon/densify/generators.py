@@ -31,7 +31,7 @@ class GeneratorConfig:
     the package brings."""
     num_steps: int | None = None
     """Network evaluations a clip; none means the model's own default."""
-    num_frames: int | None = 16
+    num_frames: int | None = None
     """Length of a clip; none means 16, or what a full-size model makes where it is another."""
     device: str = "cpu"
     """Where the network runs."""
@@ -81,7 +81,7 @@ def _load_student(config: GeneratorConfig) -> VideoGenerator:
     return load_student(
         config.weights,
         num_frames=config.num_frames,
-        num_steps=config.num_steps or 4,
+        num_steps=config.num_steps,
         device=config.device,
     )
 

@@ -22,7 +22,7 @@ from fvgen_recon.distill.parallel import (
     whole,
 )
 from fvgen_recon.errors import WeightsError
-from fvgen_recon.io.file import atomic_path
+from fvgen_recon.io.file import atomic_path, sync_file, sync_folder
 
 _SCHEMA = 1
 _STATE = "state.json"
@@ -132,7 +132,7 @@ def save_training(
     state = optimizer_tensors(optimizer, names)
     tensors |= {f"{_OPTIMIZER}{key}": value for key, value in state.items()}
     flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    with atomic_path(path) as target:
+    with atomic_path(path, is_durable=True) as target:
         save_file(flat, target, {"step": str(spent[0]), "seconds": str(spent[1])})
 
 
@@ -172,7 +172,7 @@ def save_checkpoint(
     *,
     keep_last: int,
 ) -> Path:
-    """Write a checkpoint and delete the oldest ones.
+    """Write a checkpoint and delete the oldest ones, once it is on the disk.
 
     Every process must call it, since shards are gathered; the main one writes.
 
@@ -205,8 +205,12 @@ def save_checkpoint(
             "gradient_norms": state.gradient_norms,
         }
         (part / _STATE).write_text(json.dumps(content, indent=1))
+        for file in part.iterdir():
+            sync_file(file)
+        sync_folder(part)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
+        sync_folder(folder)
         for old in list_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old)
     wait_for_all(processes)

@@ -96,6 +96,8 @@ def _export_viewcrafter(
         image_projector=source.image_projector,
         base_scale=source.config["base_scale"],
         num_frames=source.config["num_frames"],
+        num_steps=rollout.num_steps,
+        sampler=rollout.kind,
     )
     pipeline.save_pretrained(folder)
 

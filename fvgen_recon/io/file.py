@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from fvgen_recon.errors import InputError
 
 
 @contextmanager
-def atomic_path(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
+def atomic_path(
+    path: Path, *, folder: Path | None = None, is_durable: bool = False
+) -> Iterator[Path]:
     """Give a temporary path; it takes the place of `path` on success.
 
     Parent folders are made. On an error nothing is left behind and `path` stays as it was. Only a
@@ -26,6 +28,8 @@ def atomic_path(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
         path: The file to write.
         folder: Where the temporary file lies, an existing folder of the same file system; that of
             `path` by default.
+        is_durable: Whether the file is on the disk before this ends, so that what it replaces may
+            be deleted: else a power cut can leave neither. It costs a wait for the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +41,32 @@ def atomic_path(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        if is_durable:
+            sync_file(temporary)
         os.replace(temporary, path)
+        if is_durable:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    _sync(path, os.O_RDWR)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can tell."""
+    with suppress(OSError):  # Windows opens no folders, and some network drives sync none.
+        _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def require_folder(path: Path) -> None:

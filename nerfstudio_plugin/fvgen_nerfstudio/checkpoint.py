@@ -13,7 +13,7 @@ from fvgen_recon.io.file import atomic_path
 from fvgen_recon.types import Cameras
 
 EXTRA_KEY = "fvgen"
-"""Where a checkpoint keeps what stock nerfstudio does not: the strategy's statistics."""
+"""Where a checkpoint keeps what stock nerfstudio does not: statistics and names of photos."""
 
 
 def allow_numpy_scalars() -> None:
@@ -39,12 +39,12 @@ def plain_numbers(state: Any) -> Any:
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a reader sees all of it or nothing.
+    """Write a checkpoint so that a reader sees all of it or nothing, after a power cut too.
 
     Until it is whole it lies in the folder above: nerfstudio's tools read a step out of every name
     beside it and fail at any other, which a run that was killed would leave.
     """
-    with atomic_path(path, folder=path.parent.parent) as partial:
+    with atomic_path(path, folder=path.parent.parent, is_durable=True) as partial:
         torch.save(plain_numbers(state), partial)
 
 
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     allow_numpy_scalars()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{path} is damaged or not a checkpoint of nerfstudio: give a file that training wrote."
         ) from error
@@ -88,7 +88,7 @@ def find_checkpoint(folder: Path, step: int | None) -> Path:
     return found[-1]
 
 
-def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
+def check_inputs(known: torch.Tensor | None, cameras: Cameras, *, same_names: bool) -> None:
     """Refuse a checkpoint of other input photos: it may know those that are held out now.
 
     The world of a splat follows from the input cameras, so that it would lie elsewhere too.
@@ -97,6 +97,7 @@ def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
         known: Where the photos of the checkpoint were taken, `V 3`, in the splat's world; none in
             one from before that was kept.
         cameras: The input cameras of the run that it is loaded into.
+        same_names: Whether these photos have the names of those.
 
     Raises:
         WeightsError: They differ.
@@ -106,6 +107,12 @@ def check_inputs(known: torch.Tensor | None, cameras: Cameras) -> None:
     position = cameras.position.to(known)
     if position.shape == known.shape and torch.allclose(position, known, atol=1e-3):
         return
+    if same_names:
+        raise WeightsError(
+            "The photos that the checkpoint was trained on have other poses now than they had then "
+            "(photos without poses get new ones whenever one is added or removed): give the scene "
+            "as it was."
+        )
     raise WeightsError(
         f"The checkpoint was trained on other photos than the {len(position)} that are chosen now: "
         "give the scene and the choice of views that it was trained with."

@@ -21,10 +21,11 @@ from nerfstudio.data.dataparsers.base_dataparser import (
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
+from fvgen_nerfstudio.choice import choose_views, stands_in
 from fvgen_nerfstudio.source import SceneSource
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
-from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture, select_views
+from fvgen_recon.io.scenes import Lens, ViewSelection, load_capture
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 TRUSTED = 0.5
@@ -51,6 +52,9 @@ class FvgenDataParserConfig(DataParserConfig):
     """Names of the photos to train on, instead of a number."""
     split_file: Path | None = None
     """JSON file with `train_ids` and `test_ids`, instead of a number."""
+    trained_views: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Names of the photos that a run was trained on, which training writes down: instead of the
+    number of them, or of all, which might be others once a photo is added or removed."""
     seed: int = 0
     """Seed of the choice of views."""
     long_side: int = 0
@@ -61,6 +65,8 @@ class FvgenDataParserConfig(DataParserConfig):
     ensemble: tuple[str, ...] = ()
     """Sources of points for a splat of several members, which are trained apart and shown together;
     where empty there is one, with the points of `estimator`."""
+    method_ensemble: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The method's own `ensemble`, which gives way to whatever a user has chosen beside it."""
     ensemble_views: int = 3
     """Largest number of input photos with which there are several members; from more there is one,
     with the points of `estimator`. 0: never."""
@@ -75,6 +81,12 @@ class FvgenDataParserConfig(DataParserConfig):
     splat has the brightness of the mean photo and renders that of the photos around."""
     with_points: tyro.conf.Suppress[bool] = True
     """Whether points are needed at all; evaluation needs none."""
+
+    def selection(self) -> ViewSelection:
+        """Return which photos a user has chosen."""
+        return ViewSelection(
+            count=self.views, names=self.view_names, split=self.split_file, seed=self.seed
+        )
 
     def sources(self, num_inputs: int) -> tuple[str, ...]:
         """Return the sources of the members' points; none where there is one, of `estimator`."""
@@ -100,13 +112,18 @@ class FvgenDataParser(DataParser):
         """
         config = self.config
         capture = load_capture(config.data, format=config.format)
-        selection = ViewSelection(
-            count=config.views,
-            names=config.view_names,
-            split=config.split_file,
-            seed=config.seed,
-        )
-        return SceneSource(capture, select_views(capture, selection), config.long_side)
+        split = choose_views(capture, config.selection(), config.trained_views)
+        return SceneSource(capture, split, config.long_side)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the input photos."""
+        return tuple(self.source.capture.names[view] for view in self.source.split.inputs)
+
+    @property
+    def is_trained_choice(self) -> bool:
+        """Whether the input photos are those that a run has written down."""
+        return stands_in(self.config.trained_views, self.config.selection())
 
     @cached_property
     def points(self) -> PointCloud:

@@ -12,7 +12,6 @@ from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.dataparser import FvgenDataParser, FvgenDataParserConfig
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.errors import InputError, WeightsError
-from fvgen_recon.recipes.splat import gpu_splat
 
 _OPTIONS = "--pipeline.datamanager.dataparser"
 
@@ -29,8 +28,8 @@ def choose_members(model: ModelConfig, data: DataManagerConfig) -> None:
         return
     parser = data.dataparser
     obstacle = _obstacle(model) if len(parser.ensemble) > 1 else ""
-    if parser.ensemble == gpu_splat().prior.ensemble:
-        if not obstacle and parser.estimator not in parser.ensemble:
+    if parser.ensemble == parser.method_ensemble:
+        if parser.ensemble and not obstacle and parser.estimator not in parser.ensemble:
             obstacle = f"the points are to be those of `{parser.estimator}`"
         if obstacle:
             CONSOLE.log(f"No ensemble, as {obstacle}.")

@@ -9,6 +9,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from fvgen_nerfstudio.checkpoint import allow_numpy_scalars
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.dataparser import FvgenDataParserConfig
+from fvgen_nerfstudio.failure import tell_uncaught
 from fvgen_nerfstudio.model import FvgenModelConfig
 from fvgen_nerfstudio.optimizer import FusedAdamConfig
 from fvgen_nerfstudio.pipeline import FvgenPipelineConfig
@@ -51,6 +52,7 @@ def _pipeline(recipe: SplatRecipe) -> FvgenPipelineConfig:
                 long_side=recipe.long_side,
                 estimator=recipe.prior.estimator,
                 ensemble=recipe.prior.ensemble,
+                method_ensemble=recipe.prior.ensemble,
                 ensemble_views=recipe.prior.ensemble_views,
                 estimator_long_side=recipe.densify_long_side,
                 num_points=recipe.num_points,
@@ -109,9 +111,15 @@ def _trainer(name: str, recipe: SplatRecipe, device: Literal["cpu", "cuda"]) -> 
     )
 
 
+def _prepare_tools() -> None:
+    """Do what nerfstudio's tools need before they read anything: they all ask for the methods."""
+    allow_numpy_scalars()
+    tell_uncaught()
+
+
 def fvgen_splat() -> MethodSpecification:
     """Return the method for a CUDA device; without one it trains on the CPU, slowly."""
-    allow_numpy_scalars()
+    _prepare_tools()
     return MethodSpecification(
         config=_trainer("fvgen-splat", gpu_splat(), "cuda"),
         description="Gaussian splat from a handful of posed photos, with generated views between.",
@@ -120,7 +128,7 @@ def fvgen_splat() -> MethodSpecification:
 
 def fvgen_splat_cpu() -> MethodSpecification:
     """Return the method sized for a laptop without CUDA."""
-    allow_numpy_scalars()
+    _prepare_tools()
     return MethodSpecification(
         config=_trainer("fvgen-splat-cpu", cpu_splat(), "cpu"),
         description="fvgen-splat at a small size, for machines without CUDA.",

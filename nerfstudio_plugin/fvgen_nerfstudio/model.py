@@ -4,17 +4,11 @@ import random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras as NerfCameras
-from nerfstudio.model_components.lib_bilagrid import (
-    BilateralGrid,
-    color_correct,
-    total_variation_loss,
-)
+from nerfstudio.model_components.lib_bilagrid import BilateralGrid
 from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.colors import get_color
 from nerfstudio.utils.rich_utils import CONSOLE
-from pytorch_msssim import SSIM
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 
@@ -23,18 +17,10 @@ from fvgen_nerfstudio.camera import MEMBER, KnownView, known_view, to_nerfstudio
 from fvgen_nerfstudio.ensemble import mean_render, member_indices
 from fvgen_nerfstudio.exposure import Exposure
 from fvgen_nerfstudio.gaussian import NAMES, append_gaussians, make_gaussians, resize_parameter
-from fvgen_nerfstudio.graph import Replayed
 from fvgen_nerfstudio.growth import make_strategy
-from fvgen_nerfstudio.loss import frame_loss, photo_loss
-from fvgen_nerfstudio.perceptual import PerceptualMetrics
-from fvgen_nerfstudio.refinement import RefinableModel
-from fvgen_nerfstudio.regularizer import (
-    disparity_loss,
-    drop_opacities,
-    elongation_loss,
-    smoothness_loss,
-    solid_loss,
-)
+from fvgen_nerfstudio.metric import ImageMetrics
+from fvgen_nerfstudio.objective import TrainableModel
+from fvgen_nerfstudio.regularizer import drop_opacities
 from fvgen_nerfstudio.seed import seed_gaussians, seed_origins
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.geometry.conventions import opencv_to_opengl
@@ -42,20 +28,16 @@ from fvgen_recon.types import Cameras, PointCloud
 
 VISER_BACKGROUND = (0.1490, 0.1647, 0.2157)
 """What renders show behind the splat when training backgrounds are random: the viewer's colour."""
-_SMOOTHING = 0.98
-_SHAPE_EVERY = 10  # Steps between two looks at shapes, as in splatfacto.
 _NEAR, _FAR = 0.01, 1e10
 
 
-class FvgenModel(RefinableModel):
+class FvgenModel(TrainableModel):
     """A `SplatfactoModel` (viewer and exporter ask for one) that runs without CUDA."""
 
     config: FvgenModelConfig
 
     def populate_modules(self) -> None:
         """Create the Gaussians, the metrics and the strategy; nothing is downloaded."""
-        from torchmetrics.image import PeakSignalNoiseRatio
-
         metadata = self.kwargs.get("metadata") or {}
         gaussians = seed_gaussians(self.config, self.seed_points, metadata)
         self.gauss_params = ParameterDict({k: Parameter(v) for k, v in gaussians.items()})
@@ -63,9 +45,7 @@ class FvgenModel(RefinableModel):
             num_cameras=self.num_train_data, device="cpu"
         )
         self.exposure = Exposure(self.num_train_data, metadata)
-        self.psnr = PeakSignalNoiseRatio(data_range=1.0)
-        self.ssim = SSIM(data_range=1.0, size_average=True, channel=3)
-        self.perceptual = PerceptualMetrics(CONSOLE.log)
+        self.image_metrics = ImageMetrics(CONSOLE.log)
         self.step, self.num_steps = 0, 1
         self.left_out: int | None = None
         self.crop_box = None
@@ -81,15 +61,9 @@ class FvgenModel(RefinableModel):
         self.strategy = make_strategy(self.config, self.num_train_data)
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
         self.strategy_state.update(seed_origins(self.num_points, metadata))
-        self.running_loss: dict[str, Tensor] = {}
-        self._target: tuple[Tensor, int, Tensor] | None = None
         self._members: tuple[Tensor, list[Tensor]] | None = None
-        wrap = Replayed if self.config.replay else lambda function: function
-        share = self.config.ssim_lambda
-        self._filled = wrap(lambda *tensors: (fill_holes(*tensors),))
-        self._photo_losses = wrap(lambda image, photo: (photo_loss(image, photo, share),))
-        self._frame_losses = wrap(lambda image, frame, w: (frame_loss(image, frame, w, share),))
-        self._depth_losses = wrap(lambda *tensors: (disparity_loss(*tensors),))
+        self._filled = self.wrap(lambda *tensors: (fill_holes(*tensors),))
+        self.prepare_losses()
 
     def rasterize_view(
         self,
@@ -251,97 +225,6 @@ class FvgenModel(RefinableModel):
         """Return what a view shows in which there is no Gaussian: their mean colour, `3`."""
         return self.colors.detach().clamp(0, 1).mean(dim=0)
 
-    def _target_of(self, batch: dict[str, Any]) -> Tensor:
-        """Return a view's image `H W 3` at the current size, once for metrics and losses."""
-        image, factor = batch["image"], self._get_downscale_factor()
-        if self._target is None or self._target[0] is not image or self._target[1] != factor:
-            self._target = (image, factor, self.get_gt_img(image))
-        return self._target[2]
-
-    @torch.no_grad()
-    def get_metrics_dict(self, outputs: dict, batch: dict) -> dict[str, Any]:
-        """Return PSNR under a name that says what it was measured on, and running losses."""
-        kind = "generated" if batch.get("is_generated", False) else "real"
-        error = F.mse_loss(outputs["rgb"], self._target_of(batch))
-        metrics = {
-            f"psnr_{kind}": -10 * error.log10(),
-            "gaussian_count": self.num_points,
-            **{f"running_loss_{key}": value for key, value in self.running_loss.items()},
-        }
-        if kind == "real":
-            metrics["psnr"] = metrics["psnr_real"]
-        self.camera_optimizer.get_metrics_dict(metrics)
-        return metrics
-
-    def get_loss_dict(
-        self, outputs: dict, batch: dict, metrics_dict: dict | None = None
-    ) -> dict[str, Tensor]:
-        """Return splatfacto's losses; a generated view's are weighed pixel by pixel."""
-        is_generated = batch.get("is_generated", False)
-        self.strategy.loss_factor = batch["factor"] if is_generated else 1.0
-        prediction, target = (x.permute(2, 0, 1) for x in (outputs["rgb"], self._target_of(batch)))
-        if is_generated:
-            weight = self._downscale_if_required(batch["weight"]).to(self.device)
-            loss = self._frame_losses(prediction, target, weight.permute(2, 0, 1))[0]
-            losses = {"main_loss": batch["factor"] * loss}
-        elif self.training and self.left_out is not None:
-            # A photo counts by how surely other photos show the same, where they show anything.
-            alpha = outputs["accumulation"].detach().permute(2, 0, 1)
-            trust, size = batch["depth_weight"][None], alpha.shape[1:]
-            surely = F.interpolate(trust, size, mode="nearest-exact")
-            losses = {"main_loss": self._frame_losses(prediction, target, alpha * surely[0])[0]}
-        else:
-            losses = {"main_loss": self._photo_losses(prediction, target)[0]}
-        if self.training:
-            losses.update(self._regularisers(outputs, batch))
-            main = losses["main_loss"].detach()
-            self._note_loss("mixed", main)
-            self._note_loss("generated" if is_generated else "real", main)
-        return losses
-
-    def _regularisers(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
-        """Return the losses that look at shapes, those that are turned on."""
-        config, losses = self.config, self._stock_regularisers()
-        if config.opacity_weight > 0:
-            mean = torch.sigmoid(self.opacities).mean()
-            losses["opacity_loss"] = config.opacity_weight * mean
-        if config.doubt_weight > 0:
-            doubt = self.strategy_state["doubt"][:, None]
-            mean = (doubt * torch.sigmoid(self.opacities)).mean()
-            losses["doubt_loss"] = config.doubt_weight * mean
-        if config.scale_weight > 0:
-            losses["scale_loss"] = config.scale_weight * torch.exp(self.scales).mean()
-        if batch.get("is_generated", False) or outputs["depth"] is None:
-            return losses
-        depth, alpha = (outputs[key].permute(2, 0, 1) for key in ("depth", "accumulation"))
-        if config.depth_weight > 0 and "depth" in batch:
-            measured = (batch["depth"], batch["depth_weight"])
-            loss = self._depth_losses(depth, alpha.detach(), *measured)[0]
-            losses["depth_loss"] = config.depth_weight * loss
-        if config.solid_weight > 0 and "depth" in batch:
-            loss = solid_loss(alpha, batch["depth_weight"])
-            losses["solid_loss"] = config.solid_weight * loss
-        if config.smooth_weight > 0:
-            image = self._target_of(batch).permute(2, 0, 1)
-            losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)
-        return losses
-
-    def _stock_regularisers(self) -> dict[str, Tensor]:
-        """Return splatfacto's losses beside the main one, those that are turned on."""
-        losses: dict[str, Tensor] = {}
-        if self.config.use_scale_regularization and self.step % _SHAPE_EVERY == 0:
-            limit = self.config.max_gauss_ratio
-            losses["scale_reg"] = 0.1 * elongation_loss(torch.exp(self.scales), limit)
-        self.camera_optimizer.get_loss_dict(losses)
-        if self.config.use_bilateral_grid:
-            losses["tv_loss"] = 10 * total_variation_loss(self.bil_grids.grids)
-        return losses
-
-    def _note_loss(self, key: str, value: Tensor) -> None:
-        """Keep a running mean; a tensor, as reading it would make the host wait for the GPU."""
-        old = self.running_loss.get(key)
-        self.running_loss[key] = value if old is None else torch.lerp(value, old, _SMOOTHING)
-
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -349,18 +232,9 @@ class FvgenModel(RefinableModel):
         target = self.composite_with_background(
             self.get_gt_img(batch["image"]), outputs["background"]
         )
-        metrics = self._compare(outputs["rgb"], target)
-        if self.config.color_corrected_metrics:
-            corrected = color_correct(outputs["rgb"], target)
-            found = self._compare(corrected, target)
-            metrics.update({f"cc_{name}": value for name, value in found.items()})
+        corrected = self.config.color_corrected_metrics
+        metrics = self.image_metrics.measure(outputs["rgb"], target, color_corrected=corrected)
         return metrics, {"img": torch.cat([target, outputs["rgb"]], dim=1)}
-
-    def _compare(self, image: Tensor, target: Tensor) -> dict[str, float]:
-        """Return PSNR, SSIM and perceptual metrics of an image `H W 3`."""
-        first, second = (x.permute(2, 0, 1)[None] for x in (target, image))
-        metrics = {"psnr": float(self.psnr(second, first)), "ssim": float(self.ssim(first, second))}
-        return {**metrics, **self.perceptual.measure(second, first)}
 
     def get_extra_state(self) -> Tensor:
         """Return the member that each Gaussian belongs to, for checkpoints."""

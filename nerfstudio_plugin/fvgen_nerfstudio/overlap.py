@@ -1,47 +1,16 @@
-"""Which input photos the others hardly show, so that their depth is a guess."""
+"""What a run says of input photos that the others hardly show."""
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from fvgen_nerfstudio.dataparser import TRUSTED, FvgenDataParser
-from fvgen_recon.types import PointCloud
-
-_LITTLE = 0.2
-"""Share of a photo's pixels below which half of the depths that are trusted there were wrong by
-more than a tenth (three photos of each of 28 scenes; above it a sixth and fewer)."""
-_MOST_NAMED = 4
-
-
-def found_share(cloud: PointCloud, num_views: int) -> Float[Tensor, "V"]:
-    """Return the share of each view's points whose depth is trusted; NaN where it has no points."""
-    own = cloud.view >= 0
-    view, surely = cloud.view[own].long().cpu(), cloud.confidence[own].cpu() >= TRUSTED
-    total = torch.bincount(view, minlength=num_views)
-    return torch.bincount(view[surely], minlength=num_views) / total
+from fvgen_nerfstudio.dataparser import FvgenDataParser
 
 
 def describe_overlap(parser: FvgenDataParser) -> str:
     """Return a sentence on the input photos that the others hardly show; empty where none is so.
 
-    Points that were not lifted from the photos say nothing about it. Of several members each photo
-    counts by the one that finds most of it.
+    Of several members each photo counts by the one that finds most of it.
     """
+    from fvgen_recon.pointcloud import overlap
+
     if parser.config.estimator == "random":
         return ""  # Nothing was sought in the photos.
-    capture, inputs = parser.source.capture, parser.source.split.inputs
-    shares = torch.stack([found_share(cloud, len(inputs)) for cloud in parser.members])
-    share = shares.nan_to_num(-1.0).amax(dim=0).masked_fill(shares.isnan().all(dim=0), 1.0)
-    few = [place for place in share.argsort().tolist() if share[place] < _LITTLE]
-    if not few:
-        return ""
-    named = ", ".join(
-        f"{capture.names[inputs[place]]} ({100 * float(share[place]):.0f} %)"
-        for place in few[:_MOST_NAMED]
-    )
-    rest = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
-    return (
-        f"Little of {named}{rest} was found in the other input photos, and depths there are often "
-        "wrong: add photos that stand between them, or choose others (--pipeline.datamanager."
-        "dataparser.view-names)."
-    )
+    option = "--pipeline.datamanager.dataparser.view-names"
+    return overlap.describe_overlap(parser.members, parser.input_names, option)

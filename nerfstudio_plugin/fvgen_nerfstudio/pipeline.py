@@ -24,10 +24,11 @@ from fvgen_nerfstudio.datamanager import FvgenDatamanager, FvgenDatamanagerConfi
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.ffmpeg import lend_ffmpeg
 from fvgen_nerfstudio.member import check_loaded, choose_members, describe_members
-from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
+from fvgen_nerfstudio.model import FvgenModel
 from fvgen_nerfstudio.overlap import describe_overlap
 from fvgen_nerfstudio.refinement import RefineSettings
 from fvgen_nerfstudio.rounds import DensifySettings, check_gate, check_rounds, due_round
+from fvgen_nerfstudio.settings import FvgenModelConfig, check_model
 from fvgen_recon.densify.bank import MANIFEST, Bank
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json, write_json
@@ -95,6 +96,8 @@ class FvgenPipeline(VanillaPipeline):
             assert isinstance(data, FvgenDatamanagerConfig), "The pipeline draws from a bank."
             check_config(make_config(config.densify, data.dataparser.estimator, device))
         if is_new:
+            assert isinstance(config.model, FvgenModelConfig), "It trains this package's splat."
+            check_model(config.model)
             choose_members(config.model, config.datamanager)
         # The configuration of a run from before there was such a setting has none.
         refine = getattr(config, "refine", RefineSettings())
@@ -147,8 +150,8 @@ class FvgenPipeline(VanillaPipeline):
             WeightsError: It is not.
         """
         check_loaded(state.get("_model._extra_state"), self.model.config.num_members)
-        known = state.get("_model.exposure.position")
-        check_inputs(known, self.datamanager.dataparser.input_cameras)
+        parser, known = self.datamanager.dataparser, state.get("_model.exposure.position")
+        check_inputs(known, parser.input_cameras, same_names=parser.is_trained_choice)
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -253,12 +256,11 @@ class FvgenPipeline(VanillaPipeline):
             return read_json(note)["keeps"]
         from fvgen_nerfstudio.gate import Judge
 
-        source = self.datamanager.dataparser.source
         judge = Judge(
             config=self.config,
             optimizers=self._optimizers,
             num_steps=self.num_steps,
-            names=[source.capture.names[view] for view in source.split.inputs],
+            names=self.datamanager.dataparser.input_names,
             device=str(self.device),
         )
         verdict = judge.judge(index, bank.folder / "gate")

@@ -27,8 +27,8 @@ class DensifySettings:
     """Folder of the generator's weights, or of the bank for `replay`."""
     num_steps: int | None = None
     """Network evaluations a clip; none means the generator's own number."""
-    num_frames: int = 16
-    """Length of a clip."""
+    num_frames: int | None = None
+    """Length of a clip; none means 16, or what a full-size model makes where it is another."""
     num_samples: int = 1
     """Samples of each clip; more than one measures how far they agree."""
     few_steps_below: float | None = None

@@ -5,6 +5,8 @@ from typing import Literal
 
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 
+from fvgen_recon.errors import InputError
+
 
 def _model() -> type:
     """Return the model's class; it imports these settings, so it is imported when asked for."""
@@ -56,3 +58,25 @@ class FvgenModelConfig(SplatfactoModelConfig):
     unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
     """What is shown where no Gaussian is: one colour, or colours from around the hole, in
     evaluation or in training too."""
+
+
+def check_model(config: FvgenModelConfig) -> None:
+    """Check, before anything is read, the numbers that have limits.
+
+    Raises:
+        InputError: One of them is beyond its limits.
+    """
+    limits = (
+        ("dropout", config.dropout, 0 <= config.dropout < 1, "in [0, 1)"),
+        ("cross-view", config.cross_view, 0 <= config.cross_view <= 1, "in [0, 1]"),
+        ("export-opacity", config.export_opacity, config.export_opacity > 0, "above 0"),
+        (
+            "seed-opacity",
+            " ".join(f"{opacity:g}" for opacity in config.seed_opacity),
+            all(0 < opacity < 1 for opacity in config.seed_opacity),
+            "in (0, 1)",
+        ),
+    )
+    for name, value, is_within, limit in limits:
+        if not is_within:
+            raise InputError(f"--pipeline.model.{name} must be {limit}: {value} came.")

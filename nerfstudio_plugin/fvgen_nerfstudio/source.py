@@ -12,6 +12,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.camera_utils import auto_orient_and_center_poses
 from torch import Tensor
 
+from fvgen_nerfstudio.loss import WINDOW
 from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.conventions import opencv_to_opengl
@@ -74,7 +75,8 @@ class SceneSource:
         long_side: Longer image side in pixels; 0 keeps the photos' own size.
 
     Raises:
-        InputError: There are fewer than two input views, or one of them cannot be read.
+        InputError: There are fewer than two input views, one of them cannot be read, or they are
+            too small.
     """
 
     def __init__(self, capture: Capture, split: ViewSplit, long_side: int) -> None:
@@ -90,6 +92,12 @@ class SceneSource:
         self._photo_size = photo_size(capture, split.inputs[0])
         self._whole_size = whole = smallest_size(capture, split.inputs)
         self.size = working_size(*whole, long_side, 1) if long_side > 0 else whole
+        if min(self.size) < WINDOW:
+            raise InputError(
+                f"Photos of {self.size[0]}x{self.size[1]} (height x width) are smaller than SSIM's "
+                f"window of {WINDOW}x{WINDOW}: give larger ones, or another --pipeline.datamanager."
+                "dataparser.long-side (0 keeps their size)."
+            )
         native = [capture.cameras[i] for i in split.inputs]
         self.similarity = fit_similarity(
             replace(

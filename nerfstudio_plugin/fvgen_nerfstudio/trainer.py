@@ -15,12 +15,16 @@ from fvgen_nerfstudio.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from fvgen_nerfstudio.choice import INPUTS_KEY, trained_views
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import BANK_FOLDER, FvgenPipeline
 from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import require_folder
+
+_LAST_SETTING = "vis"
+"""The last of the settings of a run in the order of their names."""
 
 
 @dataclass
@@ -33,6 +37,19 @@ class FvgenTrainerConfig(TrainerConfig):
     schedule_steps: int = 0
     """Length of the run that step numbers of the model and of the schedulers are meant for. A run
     of another length stretches them; 0 takes them as they are."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take settings that were written to a `config.yml`, whose keys are sorted by name.
+
+        Raises:
+            InputError: The last is missing: the others after the cut would be silently replaced.
+        """
+        if _LAST_SETTING not in state:
+            raise InputError(
+                "The config.yml of this run is cut short: put it back as training wrote it, or go "
+                "on from the checkpoints beside it in a new run (ns-train ... --load-dir)."
+            )
+        vars(self).update(state)
 
     def save_config(self) -> None:
         """Apply aliases and choose the device; the file is written once the data are known good."""
@@ -76,6 +93,7 @@ class FvgenTrainer(Trainer):
                 )
             path = self._checkpoint_to_load()
             self._resumed = None if path is None else read_checkpoint(path)
+            self._recall_views()
             super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
@@ -88,8 +106,16 @@ class FvgenTrainer(Trainer):
             self._check_resumed(self._resumed)
         if self.pipeline.config.densify.takes_part():
             self.pipeline.check_bank(self.base_dir / BANK_FOLDER, self.resumed_run())
+        parser = self.pipeline.datamanager.dataparser
+        parser.config.trained_views = parser.input_names
         self.config.write_config()
         return super().setup_optimizers()
+
+    def _recall_views(self) -> None:
+        """Go on with the photos that a checkpoint was trained on, where a user names no others."""
+        data = self.config.pipeline.datamanager
+        if self._resumed is not None and isinstance(data, FvgenDatamanagerConfig):
+            data.dataparser.trained_views = trained_views(self._resumed)
 
     def _check_resumed(self, state: dict[str, Any]) -> None:
         """Raise a `FvgenError` where a checkpoint cannot be resumed from."""
@@ -122,7 +148,10 @@ class FvgenTrainer(Trainer):
             "optimizers": {k: v.state_dict() for k, v in optimizers.optimizers.items()},
             "schedulers": {k: v.state_dict() for k, v in optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            EXTRA_KEY: {"strategy_state": self.pipeline.model.strategy_state},
+            EXTRA_KEY: {
+                "strategy_state": self.pipeline.model.strategy_state,
+                INPUTS_KEY: list(self.pipeline.datamanager.dataparser.input_names),
+            },
         }
         write_checkpoint(state, path)
         if self.config.save_only_latest_checkpoint:

@@ -30,8 +30,23 @@ def run(command: list[str]) -> int:
     try:
         entry()
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _code(stop)
+    except Exception:
+        return _end(*sys.exc_info())
     return 0
+
+
+def _end(*error) -> int:
+    """Do with an error what the interpreter does before it ends."""
+    try:
+        sys.excepthook(*error)
+    except SystemExit as stop:
+        return _code(stop)
+    return 1
+
+
+def _code(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def run_all(commands: list[list[str]]) -> list[tuple[int, str]]:

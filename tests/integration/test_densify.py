@@ -16,6 +16,9 @@ from fvgen_recon.densify.generators import GeneratorConfig
 from fvgen_recon.io.image import read_image
 from fvgen_recon.io.ply import read_points
 from fvgen_recon.io.scenes import ViewSelection, load_capture, load_scene, select_views
+from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
+from fvgen_recon.types import PointCloud, Scene
 from scripts.densify import Options, main
 
 NUM_VIEWS, NUM_FRAMES = 3, 5
@@ -53,6 +56,30 @@ def test_progress_counts_rounds_and_clips_from_one(
     assert main(_options(room, tmp_path / "out")) == 0
     lines = [text for text in caplog.messages if "clip" in text]
     assert lines == ["round 1: clip 1 of 2", "round 1: clip 2 of 2"]
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_photos_that_the_others_hardly_show_are_named(
+    room: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    share: float,
+) -> None:
+    class LessSure(PlaneSweep):
+        def estimate(self, scene: Scene) -> PointCloud:
+            cloud = super().estimate(scene)
+            kept = torch.rand(len(cloud), generator=torch.Generator().manual_seed(0)) < share
+            confidence = cloud.confidence * (kept | (cloud.view != 1))
+            return replace(cloud, confidence=confidence)
+
+    monkeypatch.setitem(ESTIMATORS, "plane-sweep", LessSure)
+    assert main(_options(room, tmp_path / "out")) == 0
+    source = load_capture(room)
+    name = source.names[select_views(source, ViewSelection(count=NUM_VIEWS)).inputs[1]]
+    hints = [text for text in caplog.messages if "in the other input photos" in text]
+    assert len(hints) == (share < 0.2)
+    assert all(hint.startswith(f"Little of {name} (") for hint in hints)
 
 
 def test_photos_and_frames_come_back_as_one_scene(room: Path, output: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,34 @@ def test_the_checkpoint_loads_without_pickled_code(run: Run) -> None:
     assert set(state["fvgen"]["strategy_state"]) >= {"grad2d", "count", "radii"}
 
 
+@contextmanager
+def _lost_photo(scene: Path) -> Iterator[None]:
+    """Take away a held-out photo without which others would be chosen by number."""
+    inputs = _input_photos(scene)
+    for path in sorted((scene / "images").iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        try:
+            if path.name not in inputs and _input_photos(scene) != inputs:
+                yield
+                return
+        finally:
+            path.write_bytes(content)
+    raise AssertionError("The choice does not depend on any held-out photo.")
+
+
 def test_resumed_training_really_continues(run: Run) -> None:
+    """Also where a photo is gone without which others would be chosen by the same number."""
     output = run.scene.parent / "resumed"
-    more = ["--load-dir", str(run.checkpoints)]
-    call(train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more), cwd=run.scene.parent)
     folder = output / "room" / "fvgen-splat-cpu" / "second"
+    more, scores = ["--load-dir", str(run.checkpoints)], output / "eval.json"
+    with _lost_photo(run.scene):
+        call(
+            train(run.scene, output, "second", NUM_STEPS + NUM_MORE, *more),
+            ["ns-eval", "--load-config", str(folder / "config.yml"), "--output-path", str(scores)],
+            cwd=run.scene.parent,
+        )
+    assert json.loads(scores.read_text())["results"]["psnr"] > 8
     (path,) = (folder / "nerfstudio_models").iterdir()
     assert path.name == f"step-{NUM_STEPS + NUM_MORE - 1:09d}.ckpt"
     old = torch.load(next(run.checkpoints.iterdir()), weights_only=True)
@@ -309,6 +333,48 @@ def test_a_checkpoint_that_is_none_ends_with_one_sentence(run: Run, tmp_path: Pa
     assert "not a checkpoint" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_cannot_be_opened_ends_every_tool_with_one_sentence(
+    run: Run, tmp_path: Path
+) -> None:
+    text, broken = Path(run.config).read_text(), run.folder.with_name("broken")
+    (broken / "nerfstudio_models").mkdir(parents=True)
+    checkpoint = next(run.checkpoints.iterdir())
+    (broken / "nerfstudio_models" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:50_000])
+    assert "\ntimestamp: first\n" in text
+    (broken / "config.yml").write_text(text.replace("timestamp: first", "timestamp: broken"))
+    (broken / "cut.yml").write_text(text[: len(text) // 2])
+    whole, cut = str(broken / "config.yml"), str(broken / "cut.yml")
+    out = str(tmp_path / "out")
+    refused = [
+        ("not a checkpoint", ["ns-eval", "--load-config", whole]),
+        ("not a checkpoint",
+         ["fvgen-export", "gaussian-splat", "--load-config", whole, "--output-dir", out]),
+        ("cut.yml is damaged", ["ns-eval", "--load-config", cut]),
+        ("cut.yml is damaged",
+         ["ns-render", "interpolate", "--load-config", cut, "--output-path", out]),
+        ("cannot be read",
+         ["ns-render", "dataset", "--load-config", run.config, "--output-path", out]),
+    ]  # fmt: skip
+    photo = next(
+        path
+        for path in (run.scene / "images").iterdir()
+        if path.name not in _input_photos(run.scene)
+    )
+    content = photo.read_bytes()
+    photo.write_bytes(content[:300])
+    try:
+        result = call(*(words for _, words in refused), cwd=tmp_path, keep_going=True)
+    finally:
+        photo.write_bytes(content)
+        shutil.rmtree(broken)
+    outcomes = json.loads(result.stdout.splitlines()[-1])
+    for (sentence, words), (code, errors) in zip(refused, outcomes, strict=True):
+        assert code == 2, (words, errors)
+        (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert sentence in line
+        assert "Traceback" not in errors
 
 
 def test_a_run_that_cannot_be_resumed_is_told_and_left_as_it_is(run: Run) -> None:

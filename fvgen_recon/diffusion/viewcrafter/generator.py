@@ -83,7 +83,7 @@ def load_student(
     folder: Path,
     *,
     num_frames: int | None = 16,
-    num_steps: int = 4,
+    num_steps: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PipelineGenerator:
@@ -92,7 +92,7 @@ def load_student(
     Args:
         folder: The student.
         num_frames: Length of the clips; none for the model's own.
-        num_steps: Steps: 1, 2, 4 or 8.
+        num_steps: Steps: 1, 2, 4 or 8; none for those that it was trained for.
         device: Where to compute.
         dtype: Precision of the networks.
 
@@ -101,6 +101,7 @@ def load_student(
         InputError: The model does not make clips of that length.
     """
     pipeline = _load(FVGenPipeline, folder, device, dtype)
+    num_steps = int(pipeline.config["num_steps"] if num_steps is None else num_steps)
     return _generator(pipeline, folder, "student", num_frames, num_steps)
 
 
@@ -149,8 +150,8 @@ def _generator(
     num_frames = int(accepted[0] if num_frames is None else num_frames)
     if num_frames not in accepted:
         raise InputError(
-            f"{folder} makes clips of {' or '.join(map(str, accepted))} frames, {num_frames} was "
-            "asked for."
+            f"{folder} makes clips of {' or '.join(map(str, accepted))} frames, num_frames "
+            f"{num_frames} came: set num_frames to {accepted[0]} or leave it out."
         )
     pipeline.set_progress_bar_config(disable=True)
     return PipelineGenerator(

@@ -49,8 +49,9 @@ def test_absent_weights_are_one_sentence(tmp_path):
 
 def test_render_returns_its_guidance():
     guidance = make_guidance()
-    frames = load_generator(GeneratorConfig(name="render")).generate(guidance, seed=1)
-    assert torch.equal(frames, guidance.frames)
+    generator = load_generator(GeneratorConfig(name="render"))
+    assert torch.equal(generator.generate(guidance, seed=1), guidance.frames)
+    assert generator.num_frames == 16
 
 
 def test_replay_needs_a_bank():

@@ -32,6 +32,29 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["x.txt"]
 
 
+def test_a_durable_file_is_on_the_disk_before_it_replaces_another(tmp_path, monkeypatch):
+    path, done = tmp_path / "a" / "x.txt", []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(handle):
+        done.append(("sync", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def note_replace(source, target):
+        done.append(("replace", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with atomic_path(path, is_durable=True) as temporary:
+        temporary.write_text("new")
+    file, folder = path.stat().st_ino, path.parent.stat().st_ino
+    assert done == [("sync", file), ("replace", file), ("sync", folder)]
+    done.clear()
+    write_json(path, {})
+    assert [what for what, _ in done] == ["replace"]  # Small files wait for no disk.
+
+
 def test_content_that_json_cannot_hold_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", object())

@@ -1,5 +1,7 @@
 """Checkpoints that load with weights_only, and one sentence for those that do not."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,13 @@ def test_a_checkpoint_that_is_not_whole_does_not_lie_where_stock_tools_look(tmp_
     assert path.is_file()
 
 
+def test_a_checkpoint_is_on_the_disk_before_older_ones_may_be_deleted(tmp_path, monkeypatch):
+    path, synced = tmp_path / "models" / "step-000000007.ckpt", []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    write_checkpoint(_state(0.25), path)
+    assert synced == [path.stat().st_ino, path.parent.stat().st_ino]
+
+
 def test_stock_checkpoints_with_numpy_learning_rates_can_be_read(tmp_path):
     path = tmp_path / "step-000000007.ckpt"
     torch.save(_state(np.float64(0.25)), path)
@@ -54,6 +63,15 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "step-000000001.ckpt"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not a checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.9])
+def test_a_checkpoint_that_was_cut_short_is_named(tmp_path, kept):
+    path = tmp_path / "step-000000001.ckpt"
+    write_checkpoint({**_state(0.25), "pipeline": {"a": torch.ones(100_000)}}, path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(WeightsError, match="damaged"):
         read_checkpoint(path)
 
 

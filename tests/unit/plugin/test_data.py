@@ -245,6 +245,13 @@ def test_wrong_choices_are_named(folder, options, sentence):
         _datamanager(folder, **options)
 
 
+@pytest.mark.parametrize("long_side", [1, 2, 15])
+def test_photos_too_small_for_ssim_are_named(folder, long_side):
+    with pytest.raises(InputError, match=r"smaller than SSIM's window of 11x11: give larger ones"):
+        _datamanager(folder, long_side=long_side)
+    assert _datamanager(folder, long_side=16).dataparser.source.size == (11, 16)
+
+
 def test_unknown_estimators_and_missing_scenes_are_named(folder):
     parser = FvgenDataParserConfig(data=folder, estimator="magic")
     with pytest.raises(InputError, match="no point-cloud estimator `magic`"):

@@ -14,7 +14,9 @@ def test_settings_reach_the_front_half():
     config = make_config(settings, "plane-sweep", "cpu")
     assert config.confidence.calibrated
     assert (config.few_steps_below, config.num_samples, config.long_side) == (0.1, 3, 64)
-    assert not make_config(DensifySettings(), "plane-sweep", "cpu").confidence.calibrated
+    plain = make_config(DensifySettings(), "plane-sweep", "cpu")
+    assert not plain.confidence.calibrated
+    assert plain.generator.num_frames is None  # A full-size model knows its own length.
 
 
 def test_a_generator_without_calibrated_confidence_is_refused():

@@ -92,6 +92,17 @@ def test_members_and_what_they_cannot_have_are_refused_where_there_are_members(r
         choose_members(config.model, config.datamanager)
 
 
+def test_an_ensemble_that_a_user_asks_for_is_not_taken_for_the_method_s_own(room):
+    """The CPU method has none, so that the sources of the other method are a user's choice here."""
+    method = fvgen_splat_cpu()
+    config, parser = method.config.pipeline, _parser(method)
+    choose_members(config.model, config.datamanager)
+    assert parser.ensemble == ()
+    parser.data, parser.ensemble = room, THREE
+    with pytest.raises(InputError, match="There cannot be an ensemble, as its members"):
+        choose_members(config.model, config.datamanager)
+
+
 @pytest.mark.parametrize(("ensemble_views", "count"), [(3, 2), (2, 1), (0, 1)])
 def test_the_number_follows_the_inputs(room, tmp_path, capsys, ensemble_views, count):
     pipeline = _open(room, ensemble=SOURCES, ensemble_views=ensemble_views)

@@ -10,6 +10,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 
 from fvgen_nerfstudio.camera import to_nerfstudio, view_matrices
 from fvgen_nerfstudio.gaussian import NAMES
+from fvgen_nerfstudio.metric import ImageMetrics
 from fvgen_nerfstudio.model import FvgenModel, FvgenModelConfig
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
 from fvgen_recon.errors import WeightsError
@@ -329,7 +330,7 @@ def test_missing_lpips_is_said_once(monkeypatch, tmp_path, batch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     model = _model().eval()
     said: list[str] = []
-    model.perceptual._say = said.append
+    model.image_metrics = ImageMetrics(said.append)
     outputs = model.get_outputs_for_camera(to_nerfstudio(make_cameras(3, 24, 32)[0]))
     for _ in range(2):
         metrics, images = model.get_image_metrics_and_images(outputs, batch)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from pipelines import advance, open_pipeline, start_run, write_room
+from scene_folder import read_meta, write_meta
 
+from fvgen_nerfstudio.method import fvgen_splat_cpu
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.io.file import write_json
@@ -137,6 +139,20 @@ def test_a_checkpoint_of_other_photos_is_refused(room):
     open_pipeline(room, views=("0.png", "1.png"), generator="none").load_pipeline(old, 3)
 
 
+def test_photos_that_have_moved_since_are_not_called_others(tmp_path):
+    """Poses that come from the photos change with every photo that is added or removed."""
+    write_room(tmp_path)
+    first = open_pipeline(tmp_path, generator="none")
+    names = first.datamanager.dataparser.input_names
+    meta = read_meta(tmp_path)
+    meta["frames"][1]["transform_matrix"][1][3] += 0.3
+    write_meta(tmp_path, meta)
+    later = open_pipeline(tmp_path, generator="none")
+    later.datamanager.dataparser.config.trained_views = names
+    with pytest.raises(WeightsError, match="have other poses now"):
+        later.load_pipeline(first.state_dict(), 3)
+
+
 def test_tools_that_open_a_run_end_with_one_sentence(tmp_path, capsys):
     write_room(tmp_path)
     run = open_pipeline(tmp_path, views=("0.png", "2.png"), generator="none")
@@ -170,6 +186,27 @@ def test_without_a_generator_there_is_no_bank(room, tmp_path):
     advance(pipeline, start_run(pipeline, tmp_path), range(2))
     assert pipeline.datamanager.bank is None
     assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("dropout", 2.0, r"model.dropout must be in [0, 1): 2.0 came"),
+        ("dropout", -0.1, "model.dropout"),
+        ("dropout", float("nan"), "model.dropout"),
+        ("cross_view", 1.5, "model.cross-view must be in [0, 1]: 1.5 came"),
+        ("export_opacity", 0.0, "model.export-opacity must be above 0"),
+        ("seed_opacity", (0.0, 0.2), "model.seed-opacity must be in (0, 1): 0 0.2 came"),
+    ],
+)
+def test_numbers_beyond_their_limits_are_told_before_anything_is_read(
+    name, value, sentence, capsys
+):
+    config = fvgen_splat_cpu().config.pipeline
+    setattr(config.model, name, value)
+    with pytest.raises(SystemExit, match="2"):
+        config.setup(device="cpu")
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_guidance, write_model
 
+from fvgen_recon.densify.generators import GeneratorConfig, load_generator
 from fvgen_recon.diffusion.backbone import Codec, NoiseSchedule, VideoBackbone
 from fvgen_recon.diffusion.sampler import GuidanceScale, guided_output, sample_ddim
 from fvgen_recon.diffusion.viewcrafter.generator import (
@@ -15,6 +16,8 @@ from fvgen_recon.diffusion.viewcrafter.generator import (
     weights_hash,
 )
 from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+from fvgen_recon.distill.model import BACKBONES
+from fvgen_recon.distill.rollout import RolloutSettings
 from fvgen_recon.errors import InputError, WeightsError
 
 
@@ -134,7 +137,9 @@ def test_saved_student_gives_the_same_frames(student, student_folder):
 def test_generators_are_the_pipelines(folder, student_folder, student):
     clip = make_guidance()
     generator = load_student(student_folder, num_frames=NUM_FRAMES)
-    assert load_student(student_folder, num_frames=None).num_frames == NUM_FRAMES
+    for name, place in (("student", student_folder), ("teacher", folder)):
+        config = GeneratorConfig(name=name, weights=place)  # What a user gets who sets no length.
+        assert load_generator(config).num_frames == NUM_FRAMES
     expected = student(clip, generator=_seed(3)).frames[0]
     assert torch.equal(generator.generate(clip, seed=3), expected)
     assert (generator.name, generator.num_steps, generator.size_multiple) == ("student", 4, 16)
@@ -143,6 +148,30 @@ def test_generators_are_the_pipelines(folder, student_folder, student):
     assert teacher.generate(clip, seed=0).shape == clip.frames.shape
     # The same weights have the same hash, whichever program wrote the files.
     assert teacher.weights_hash == generator.weights_hash
+
+
+def test_a_student_runs_as_it_was_trained_to(folder, tmp_path):
+    model = load_video_model(folder)
+    rollout = RolloutSettings(num_steps=2, kind="ode")
+    BACKBONES["viewcrafter"].export(tmp_path / "student", folder, model.backbone, rollout)
+    config = GeneratorConfig(name="student", weights=tmp_path / "student")
+    generator, clip = load_generator(config), make_guidance()
+    assert generator.num_steps == 2
+    pipeline = FVGenPipeline.from_pretrained(tmp_path / "student")
+    expected = pipeline(clip, generator=_seed(), num_inference_steps=2, sampler="ode").frames[0]
+    assert torch.equal(generator.generate(clip, seed=0), expected)
+    assert torch.equal(pipeline(clip, generator=_seed()).frames[0], expected)
+    assert load_generator(replace(config, num_steps=4)).num_steps == 4
+
+
+def test_a_student_from_before_steps_were_kept_runs_in_four(student, student_folder, tmp_path):
+    target = tmp_path / "student"
+    shutil.copytree(student_folder, target)
+    _edit(target / "model_index.json", num_steps=None, sampler=None)
+    assert load_student(target, num_frames=None).num_steps == 4
+    loaded, clip = FVGenPipeline.from_pretrained(target), make_guidance()
+    expected = student(clip, generator=_seed(), num_inference_steps=4, sampler="sde").frames
+    assert torch.equal(loaded(clip, generator=_seed()).frames, expected)
 
 
 def test_video_model_fits_the_seam(folder, rng):
@@ -177,7 +206,7 @@ def test_bad_numbers_are_refused(teacher, student, student_folder):
         teacher(make_guidance(), generator=_seed(), num_inference_steps=0)
     with pytest.raises(InputError, match="guidance rescale"):
         teacher(make_guidance(), generator=_seed(), guidance_rescale=2.0)
-    with pytest.raises(InputError, match="4 frames, 16 was asked for"):
+    with pytest.raises(InputError, match="num_frames 16 came: set num_frames to 4 or leave it out"):
         load_student(student_folder)
     generator = load_student(student_folder, num_frames=NUM_FRAMES)
     with pytest.raises(InputError, match="clips of 4 frames, guidance of 5 came"):

@@ -275,3 +275,25 @@ def test_a_whole_scene_is_timed_part_by_part(bench: Bench) -> None:
     assert generator["size"] == [48, 64]
     assert generator["seconds"] > 0
     assert "| room | fvgen-splat-render | 2 |" in answer.stdout
+    # What the paper states stands beside it, marked as not measured.
+    written = (bench.folder / "time.md").read_text()
+    assert written in answer.stdout
+    lines = [line.split(" | ") for line in written.splitlines()]
+    rows = {line[0].strip("| "): line[1:] for line in lines}
+    assert rows["fill"][:3] == ["0", "16", "48x64"]
+    assert rows["fill"][4].startswith("here: ")
+    for name, steps, seconds in (("ViewCrafter", "50", "66.3"), ("FVGen", "4", "5.1")):
+        assert (rows[name][0], rows[name][3]) == (steps, seconds)
+        assert rows[name][4].startswith("not measured here: one H100")
+
+
+def test_teacher_and_student_are_timed_unless_others_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    options = import_module("scene_time").Options(data=ROOT / "examples", out=Path("time.json"))
+    teacher, student = options.generators.split(",")
+    assert student == "student"
+    name, _, folder = teacher.partition("=")
+    assert name == "teacher"
+    assert (Path(folder) / "config.json").is_file()

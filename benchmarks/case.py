@@ -27,7 +27,8 @@ from fvgen_recon.pointcloud import ESTIMATORS
 FROZEN = Path(__file__).resolve().parent / "splits"
 """Lists of suites that freeze their splits."""
 _FOLD = "fold"
-_SEEN_ESTIMATOR = "plane-sweep"
+SEEN_ESTIMATOR = "plane-sweep"
+"""Finds the points that say what the inputs see, for all methods alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Case:
             size = (fold.height, fold.width)
             scene = load_scene(self.capture, fold.inputs, height=size[0], width=size[1])
             cameras = held_out_cameras(self.capture, self.split, *size)
-            mask = seen_by_inputs(scene.to(device), cameras, ESTIMATORS[_SEEN_ESTIMATOR]())
+            mask = seen_by_inputs(scene.to(device), cameras, ESTIMATORS[SEEN_ESTIMATOR]())
             with atomic_path(path) as temporary:
                 save_file({"seen": mask}, temporary)
         return load_file(path)["seen"]

@@ -5,17 +5,21 @@ Held-out photos are opened here to compare with. Nothing that is made here is tr
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from case import Case
+import torch
+from case import SEEN_ESTIMATOR, Case
+from jaxtyping import Float
 from methods import Method
+from torch import Tensor
 
 from fvgen_recon.densify.generators import DEFAULT_GENERATOR, GeneratorConfig, load_generator
 from fvgen_recon.densify.size import working_size
 from fvgen_recon.diffusion.generator import VideoGenerator
-from fvgen_recon.errors import InputError
-from fvgen_recon.evaluation.comparison import Row, mean_score, write_comparison
+from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.evaluation.comparison import Row, Truth, mean_score, write_comparison
+from fvgen_recon.evaluation.covisibility import seen_by_inputs
 from fvgen_recon.evaluation.held_out import (
     TRUTH,
     ClipSettings,
@@ -27,14 +31,20 @@ from fvgen_recon.evaluation.held_out import (
 from fvgen_recon.evaluation.judge import Jury
 from fvgen_recon.evaluation.moment import frechet_between, kernel_between
 from fvgen_recon.evaluation.result import Failure, FrameResult, frame_from_json, without_nan
+from fvgen_recon.evaluation.score import HeldOut, ViewScore, mean_scores, score_renders
 from fvgen_recon.io.file import read_json, write_json
-from fvgen_recon.io.scenes import photo_size
+from fvgen_recon.io.scenes import load_scene, photo_size
 from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.types import Cameras
 
-_ESTIMATOR = "plane-sweep"
+PANEL = "panel.png"
+"""Picture with a row a clip and a column a generator, in the folder of a job."""
 _YARDSTICKS = ("render", "fill")
 """Generators without a network: what every other one must beat."""
 _NUM_PICTURES = 4
+_MAIN_JUDGE = "st_lpips_alex"
+"""The distance that every row has already, in holes too."""
+_MORE = ("psnr_seen", "psnr_unseen", "ssim_seen", "seen_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +56,15 @@ class FramesJob:
     """Names of generators, with the weights that the package brings, or NAME=FOLDER@STEPS."""
     long_side: int
     """Longer side of the frames in pixels."""
+    estimator: str
+    """Source of the points, one of `ESTIMATORS`; as the methods' own."""
     device: str
     seed: int
 
     @property
     def folder(self) -> Path:
         """Where it is kept."""
-        key = f"{self.generators} {self.long_side} {self.seed}"
+        key = f"{self.generators} {self.long_side} {self.estimator} {self.seed}"
         return self.case.folder / f"frames_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     @property
@@ -69,6 +81,49 @@ class FramesJob:
     def title(self) -> str:
         """What it is called while a run goes on."""
         return f"{self.case.scene}, {self.case.num_views} views, frames"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closer:
+    """Measures more of the frames than a generator's row has: by what inputs see, all distances."""
+
+    jury: Jury
+    """Without what the row has."""
+    seen: tuple[Tensor, ...]
+    """For each clip where the inputs see what its photos show, [N 1 H W]."""
+    scores: dict[str, list[ViewScore]] = field(default_factory=dict)
+    """Of all frames so far, by generator."""
+
+    def __call__(self, name: str, truth: Truth, frames: Float[Tensor, "N 3 H W"]) -> None:
+        """Score a clip's frames that have a photo."""
+        seen = self.seen[truth.clip]
+        photos = HeldOut(views=truth.frames, photos=truth.photos, seen=seen)
+        scores, _ = score_renders(list(frames), photos, self.jury)
+        self.scores.setdefault(name, []).extend(scores)
+
+    def means(self, name: str) -> dict[str, float]:
+        """Average over a generator's frames."""
+        means = mean_scores(self.scores[name])
+        return {key: means[key] for key in (*_MORE, *self.jury.judges) if key in means}
+
+
+def look_closer(case: Case, clips: HeldOutClips, jury: Jury) -> Closer:
+    """Find what the inputs see of the photos; the same points say so for every method."""
+    ways = [truth.cameras[list(truth.frames)] for truth in clips.truths]
+    cameras = Cameras(
+        c2w=torch.cat([way.c2w for way in ways]),
+        K=torch.cat([way.K for way in ways]),
+        height=ways[0].height,
+        width=ways[0].width,
+    )
+    size = {"height": cameras.height, "width": cameras.width}
+    scene = load_scene(case.capture, case.split.inputs, **size).to(jury.device)
+    seen = seen_by_inputs(scene, cameras, ESTIMATORS[SEEN_ESTIMATOR]())
+    others = {name: judge for name, judge in jury.judges.items() if name != _MAIN_JUDGE}
+    return Closer(
+        jury=replace(jury, judges=others, eyes=None),
+        seen=seen.split([len(truth.frames) for truth in clips.truths]),
+    )
 
 
 def names_of_generators(methods: Sequence[Method]) -> tuple[str, ...]:
@@ -127,38 +182,45 @@ def measure_frames(
     )
     try:
         clips = build_clips(
-            case.scene, case.capture, inputs, test, ESTIMATORS[_ESTIMATOR](), settings
+            case.scene, case.capture, inputs, test, ESTIMATORS[job.estimator](), settings
         )
-    except InputError as error:
+    except FvgenError as error:
         return Failure(
             scene=case.scene, method="frames", num_views=case.num_views, reason=str(error)
         )
-    judge = jury.judges["st_lpips_alex"]
-    outcome = measure_clips(clips, generators, judge, jury.eyes, seed=job.seed)
+    closer = look_closer(case, clips, jury)
+    judge = jury.judges[_MAIN_JUDGE]
+    outcome = measure_clips(clips, generators, judge, jury.eyes, seed=job.seed, watch=closer)
     rows = tuple(
-        _sum_up(case, name, generator, clips, outcome) for name, generator in generators.items()
+        _sum_up(job, name, generator, clips, outcome, closer)
+        for name, generator in generators.items()
     )
     write_comparison(
-        job.folder / "panel.png", ["input", *generators, TRUTH], outcome.lines[:_NUM_PICTURES]
+        job.folder / PANEL, ["input", *generators, TRUTH], outcome.lines[:_NUM_PICTURES]
     )
     write_json(done, [without_nan(asdict(row)) for row in rows])
     return rows
 
 
 def _sum_up(
-    case: Case, name: str, generator: VideoGenerator, clips: HeldOutClips, outcome: Outcome
+    job: FramesJob,
+    name: str,
+    generator: VideoGenerator,
+    clips: HeldOutClips,
+    outcome: Outcome,
+    closer: Closer,
 ) -> FrameResult:
     rows = [row for row in outcome.rows if row.method == name]
-    means = asdict(mean_score(rows))
+    means = {**asdict(mean_score(rows)), **closer.means(name)}
     if outcome.moments:
         ours, photos = outcome.moments[name], outcome.moments[TRUTH]
         means["frechet_efficientnet_lite0"] = frechet_between(ours, photos)
         means["kernel_efficientnet_lite0"] = kernel_between(ours, photos)
     timed = rows[1:] or rows
     return FrameResult(
-        scene=case.scene,
+        scene=job.case.scene,
         method=name,
-        num_views=case.num_views,
+        num_views=job.case.num_views,
         num_steps=generator.num_steps,
         num_clips=len(rows),
         num_frames=sum(row.num_frames for row in rows),
@@ -167,6 +229,7 @@ def _sum_up(
         seconds_generate=sum(row.seconds for row in timed) / len(timed),
         peak_gib=_peak(rows),
         means=means,
+        folder=f"{job.case.folder.name}/{job.folder.name}",
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 from case import FROZEN, Case, plan_cases
+from frames import PANEL
 from job import RENDERS
 
 from fvgen_recon.errors import FvgenError, InputError
@@ -23,6 +24,7 @@ from fvgen_recon.evaluation.report import (
     frames_section,
     gain_section,
     gallery_section,
+    panel_section,
     plot_section,
     published_section,
     scene_section,
@@ -46,9 +48,10 @@ class Options:
     data: Path | None = None
     """Folder of the scenes, where it is not the run's any more."""
     work: Path | None = None
-    """Folder of the trials, likewise."""
+    """Folder of the trials and of the generators' frames, likewise."""
     pictures: bool = True
-    """Whether to show pictures, which need the scenes and the trials."""
+    """Whether to show pictures, which need the scenes and the trials; those of the generators'
+    frames need only their folder."""
 
 
 def cases_of(result: RunResult, options: Options) -> list[Case]:
@@ -73,6 +76,18 @@ def cases_of(result: RunResult, options: Options) -> list[Case]:
         work=options.work or Path(settings["work"]),
         frozen=splits if splits.is_dir() else FROZEN,
     )
+
+
+def find_panels(results: list[RunResult], options: Options) -> dict[Path, str]:
+    """Return the pictures of the generators' frames with captions; missing ones are left out."""
+    found = {}
+    for result in results:
+        work = options.work or Path(result.settings["work"])
+        for row in result.frames:
+            path = work / result.suite / row.folder / PANEL
+            if row.folder and path.is_file():
+                found[path] = f"{row.scene}, {row.num_views} input views"
+    return found
 
 
 def make_galleries(results: list[RunResult], options: Options) -> list[Gallery]:
@@ -123,6 +138,8 @@ def write_report(options: Options) -> None:
         parts += scene_section(trials)
     if frames:
         parts += frames_section(frames)
+    if frames and options.pictures:
+        parts += panel_section(find_panels(results, options))
     parts += failure_section(failures)
     suite = results[0].suite
     parts += published_section(json.loads(PUBLISHED.read_text()), suite)

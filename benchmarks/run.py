@@ -41,6 +41,7 @@ from fvgen_recon.evaluation.result import (
 )
 from fvgen_recon.evaluation.table import downstream_table, frames_table
 from fvgen_recon.fusion.checkpoint import read_fusion_card
+from fvgen_recon.pointcloud import ESTIMATORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class Options(SceneOptions):
     views: str = "3,6,9"
     """Numbers of input views, separated by commas."""
     estimator: str = "stereo"
-    """Initialisation of every method: stereo, plane-sweep or mvs (of the inputs alone), or dataset
-    (leaks test views)."""
+    """Initialisation of every method, and points of the frames table: stereo, plane-sweep or mvs
+    (of the inputs alone), or dataset (leaks test views)."""
     seed: int = 0
     """Seed of every method."""
     overrides: tuple[str, ...] = ()
@@ -119,6 +120,11 @@ def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
         return []
     wanted = tuple(filter(None, options.generators.split(",")))
     methods = [find_method(name) for name in options.methods.split(",")]
+    if options.estimator not in ESTIMATORS:
+        raise InputError(
+            f"There is no point-cloud estimator `{options.estimator}`: choose one of "
+            f"{', '.join(ESTIMATORS)}."
+        )
     known = parse_weights(options.weights)
     names = tuple(with_weights(name, known) for name in wanted or names_of_generators(methods))
     return [
@@ -126,6 +132,7 @@ def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
             case=case,
             generators=names,
             long_side=options.frames_long_side,
+            estimator=options.estimator,
             device=options.device,
             seed=options.seed,
         )

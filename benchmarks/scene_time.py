@@ -1,8 +1,8 @@
 """How long a whole scene takes, part by part: points, renders, generation, training.
 
 Six photos make five clips; with 7,000 training steps the goal is three minutes on one H100. Trials
-run one at a time, so that nothing disturbs the clock. Generators are also timed alone, beside what
-the paper states.
+run one at a time, so that nothing disturbs the clock. Generators are also timed alone, and set
+beside what the paper states. Both tables are printed and written beside the JSON, as Markdown.
 
 Usage:
     python benchmarks/scene_time.py --data scenes/ --methods fvgen-splat-student --out time.json
@@ -24,12 +24,13 @@ from options import SceneOptions
 
 from fvgen_recon.densify.bank import MANIFEST, Bank
 from fvgen_recon.densify.densifier import Densifier, DensifyConfig
+from fvgen_recon.densify.generators import COMPACT_TEACHER
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation.judge import Jury, load_jury
 from fvgen_recon.evaluation.plot import PARTS
 from fvgen_recon.evaluation.result import Failure, without_nan
 from fvgen_recon.evaluation.table import markdown
-from fvgen_recon.io.file import write_json
+from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.scenes import load_scene
 from fvgen_recon.types import Guidance
 
@@ -37,8 +38,14 @@ GOAL_SECONDS = 180.0
 PAPER = {
     "source": "FVGen (ICCV 2025), as a third-party note quotes it: frames of one clip at 320x512",
     "machine": "one H100",
-    "seconds": {"ViewCrafter, 50 steps": 66.3, "FVGen, 4 steps": 5.1},
+    "size": [320, 512],
+    "rows": [
+        {"generator": "ViewCrafter", "num_steps": 50, "seconds": 66.3},
+        {"generator": "FVGen", "num_steps": 4, "seconds": 5.1},
+    ],
 }
+"""What others state; nothing of it is measured here."""
+_HAS_TEACHER = (COMPACT_TEACHER / "config.json").is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +54,9 @@ class Options(SceneOptions):
 
     methods: str = "fvgen-splat-none,fvgen-splat"
     """Names of methods, separated by commas."""
-    generators: str = ""
-    """Generators to time alone, separated by commas, as NAME or NAME=FOLDER@STEPS."""
+    generators: str = f"teacher={COMPACT_TEACHER},student" if _HAS_TEACHER else "student"
+    """Generators to time alone, separated by commas, as NAME or NAME=FOLDER@STEPS; the teacher's 50
+    steps are slow on a CPU. None where empty."""
     views: int = 6
     """Number of input views; the clips are one less."""
     iterations: int = 7000
@@ -158,6 +166,43 @@ def scene_table(rows: list[dict[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def clip_table(content: dict[str, Any]) -> str:
+    """Return the seconds that generators take for a clip beside the paper's, as Markdown.
+
+    Args:
+        content: What a run has written: `generators`, `machine`, `paper`.
+    """
+    machine, paper = content["machine"], content["paper"]
+    where = machine["gpu"] or f"{machine['num_cpus']} CPU cores"
+    head = ["generator", "steps", "frames", "size", "seconds a clip", "where"]
+    lines = [
+        [
+            row["generator"],
+            str(row["num_steps"]),
+            str(row["num_frames"]),
+            _size_words(row["size"]),
+            f"{row['seconds']:.2f}",
+            f"here: {where}",
+        ]
+        for row in content["generators"]
+    ]
+    stated = f"not measured here: {paper['machine']}, {paper['source']}"
+    for row in paper["rows"]:
+        steps, seconds = str(row["num_steps"]), f"{row['seconds']:.1f}"
+        lines.append([row["generator"], steps, "-", _size_words(paper["size"]), seconds, stated])
+    return markdown(head, lines)
+
+
+def _size_words(size: list[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def tables(content: dict[str, Any]) -> str:
+    """Return both tables."""
+    parts = [scene_table(content["scenes"]), clip_table(content)]
+    return "\n\n".join(parts) + "\n"
+
+
 def run(options: Options) -> dict[str, Any]:
     """Time everything and return what is written."""
     cases = options.plan(str(options.views))
@@ -174,22 +219,19 @@ def run(options: Options) -> dict[str, Any]:
         for method in options.methods.split(","):
             rows.append(time_scene(case, method, options, jury))
             write_json(options.out, without_nan(content))
+            with atomic_path(options.out.with_suffix(".md")) as temporary:
+                temporary.write_text(tables(content))
     return content
 
 
 def main(options: Options) -> int:
-    """Time, write the JSON and print the tables."""
+    """Time, write the JSON and the tables, and print them."""
     try:
         content = run(options)
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(scene_table(content["scenes"]))
-    for row in content["generators"]:
-        print(
-            f"{row['generator']}: {row['seconds']:.2f} s for {row['num_frames']} frames of "
-            f"{row['size'][0]}x{row['size'][1]}, {row['num_steps']} steps"
-        )
+    print(tables(content))
     return 1 if any("reason" in row for row in content["scenes"]) else 0
 
 

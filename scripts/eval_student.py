@@ -13,7 +13,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from fvgen_recon.densify.generators import SHIPPED_WEIGHTS, GeneratorConfig, load_generator
+from fvgen_recon.densify.generators import (
+    COMPACT_TEACHER,
+    SHIPPED_WEIGHTS,
+    GeneratorConfig,
+    load_generator,
+)
 from fvgen_recon.densify.size import working_size
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import FvgenError, InputError
@@ -60,6 +65,9 @@ class Arguments:
     models: tuple[str, ...] = ()
     """Compact models or pipelines as name=folder or name=folder@steps; a name begins with student,
     teacher or regression. What the package ships is measured too."""
+    teacher: bool = True
+    """Whether the checkout's compact teacher is measured too, where it is there and no other
+    teacher is named. Its 50 steps are slow on a CPU: take fewer (--teacher-steps) or none."""
     teacher_steps: tuple[int, ...] = ()
     """Numbers of steps at which every teacher without one of its own is measured, such as 50 8 4 1;
     its default where none is given."""
@@ -140,13 +148,7 @@ def make_bench(args: Arguments) -> Bench:
         name: load_generator(GeneratorConfig(name=name, num_frames=args.num_frames))
         for name in ("render", "fill")
     }
-    named = [text.partition("=")[0] for text in args.models]
-    shipped = [
-        f"{kind}={SHIPPED_WEIGHTS / kind}"
-        for kind in _KINDS
-        if kind not in named and (SHIPPED_WEIGHTS / kind / "config.json").is_file()
-    ]
-    for text in (*shipped, *args.models):
+    for text in (*_unnamed_models(args), *args.models):
         generators |= dict(_parse_model(one, args) for one in _with_steps(text, args.teacher_steps))
     return Bench(
         args=args,
@@ -154,6 +156,16 @@ def make_bench(args: Arguments) -> Bench:
         judge=load_stlpips("alex", path=args.features).to(args.device),
         eyes=load_efficientnet(features=args.features).to(args.device),
     )
+
+
+def _unnamed_models(args: Arguments) -> list[str]:
+    """Return what is measured unasked: the package's models and the checkout's teacher."""
+    named = [text.partition("=")[0] for text in args.models]
+    places = {kind: SHIPPED_WEIGHTS / kind for kind in _KINDS if kind not in named}
+    places["teacher"] = COMPACT_TEACHER
+    if not args.teacher or any(name.startswith("teacher") for name in named):
+        del places["teacher"]
+    return [f"{k}={place}" for k, place in places.items() if (place / "config.json").is_file()]
 
 
 def _with_steps(text: str, steps: tuple[int, ...]) -> list[str]:

@@ -17,6 +17,7 @@ import tyro
 from fvgen_recon.distill.pack import PackedScene, pack_folder, read_pack, write_pack
 from fvgen_recon.distill.source import pack_world, photo_crops
 from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.evaluation.feature import NUM_SLICES
 from fvgen_recon.evaluation.judge import pack_features
 
 
@@ -80,7 +81,7 @@ def main(args: Arguments) -> None:
     if args.scenes is not None and not args.scenes.is_dir():
         raise InputError(f"A folder of scenes was expected: {args.scenes} is not there.")
     if args.features is not None:
-        pack_features(args.features, {"alex": 5, "vgg": 4})
+        pack_features(args.features, {"alex": NUM_SLICES, "vgg": NUM_SLICES})
         print(f"{args.features}: {args.features.stat().st_size / 2**20:.1f} MiB")
     if args.scenes is not None:
         if args.out is None:

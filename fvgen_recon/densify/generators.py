@@ -16,6 +16,8 @@ DEFAULT_GENERATOR = "regression"
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 """Where the package keeps compact models, each in a folder of its generator's name."""
+COMPACT_TEACHER = SHIPPED_WEIGHTS.parents[1] / "checkpoints" / "compact-teacher"
+"""The compact teacher of a checkout, which an installed package does not bring."""
 NO_WEIGHTS = frozenset({"render", "fill"})
 """Generators without a network."""
 

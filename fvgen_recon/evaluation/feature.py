@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ def _vgg_slices() -> list[nn.Sequential]:
     return slices
 
 
+NUM_SLICES = 5
+"""Slices of a whole network."""
 _SLICES = {"alex": _alex_slices, "vgg": _vgg_slices}
 
 
@@ -68,7 +71,7 @@ class ShiftTolerantLpips(nn.Module):
     Not the same numbers as LPIPS: its backbone has blur pooling and its own heads.
     """
 
-    def __init__(self, net: str, num_slices: int = 5) -> None:
+    def __init__(self, net: str, num_slices: int = NUM_SLICES) -> None:
         super().__init__()
         self.slices = nn.ModuleList(_SLICES[net]()[:num_slices])
         widths = [
@@ -134,7 +137,9 @@ def _stlpips_state(net: str, keys: Iterable[str]) -> dict[str, Tensor]:
     return state | {k: source[f"lin{i}.model.1.weight"] for i, k in enumerate(heads)}
 
 
-def load_stlpips(net: str, *, num_slices: int = 5, path: Path | None = None) -> ShiftTolerantLpips:
+def load_stlpips(
+    net: str, *, num_slices: int = NUM_SLICES, path: Path | None = None
+) -> ShiftTolerantLpips:
     """Return ST-LPIPS with the backbone `alex` or `vgg`.
 
     Args:
@@ -185,6 +190,12 @@ def unpack_network(path: Path, name: str) -> dict[str, Tensor]:
         for key, value in stored.items()
         if not key.endswith(".step")
     }
+
+
+def packed_slices(path: Path, net: str) -> int:
+    """Return how many slices of ST-LPIPS's `alex` or `vgg` are in a file of packed features."""
+    with safe_open(path, "pt") as file:
+        return sum(key.startswith(f"stlpips_{net}.heads.") for key in file.keys())  # noqa: SIM118
 
 
 def pack_stlpips(net: str, num_slices: int) -> dict[str, Tensor]:

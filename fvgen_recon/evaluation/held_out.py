@@ -1,7 +1,7 @@
 """Generators at the poses of held-out photos: clips that pass through them, and their scores."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,9 @@ from fvgen_recon.types import Cameras, PointCloud, Scene
 
 TRUTH = "truth"
 """Name of the photos among the methods."""
+
+Watch = Callable[[str, Truth, Tensor], None]
+"""Is shown a generator's name, a clip and the generator's frames [N 3 H W] that have a photo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,8 +148,18 @@ def measure_clips(
     eyes: EfficientNetLite0 | None,
     *,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Outcome:
-    """Run every generator on every clip."""
+    """Run every generator on every clip.
+
+    Args:
+        clips: What to generate.
+        generators: By name.
+        judge: Perceptual distance of frames to photos.
+        eyes: Network for distances between sets of images; none leaves them out.
+        seed: Of every generator.
+        watch: Is shown all frames that have a photo, to measure more of them.
+    """
     rows: list[Row] = []
     lines: list[tuple[Tensor, ...]] = []
     moments: dict[str, list[Moments]] = {}
@@ -156,6 +169,8 @@ def measure_clips(
             row, frames = run_method(name, generator, truth, judge, seed=seed)
             rows.append(row)
             made[name] = frames[list(truth.frames)].clamp(0, 1)
+            if watch is not None:
+                watch(name, truth, made[name])
         made[TRUTH] = truth.photos
         if eyes is not None:
             for name, frames in made.items():

@@ -13,7 +13,13 @@ from torch import Tensor
 from fvgen_recon.errors import MissingDependencyError
 from fvgen_recon.evaluation.comparison import Judge
 from fvgen_recon.evaluation.efficientnet import NAME, EfficientNetLite0, load_efficientnet
-from fvgen_recon.evaluation.feature import load_stlpips, pack_network, pack_stlpips
+from fvgen_recon.evaluation.feature import (
+    NUM_SLICES,
+    load_stlpips,
+    pack_network,
+    pack_stlpips,
+    packed_slices,
+)
 from fvgen_recon.io.file import atomic_path
 
 MIN_SIDE = 64
@@ -55,6 +61,17 @@ def _load_lpips(net: str, device: str) -> Judge:
     return lambda image, truth: network(image, truth, normalize=True).flatten()
 
 
+def _has_vgg(features: Path | None) -> bool:
+    """Whether all slices of ST-LPIPS's VGG can be had; fewer, as training uses, measure otherwise.
+
+    Args:
+        features: The file that networks are read from; the package where none is given.
+    """
+    if features is None:
+        return find_spec("stlpips_pytorch") is not None
+    return packed_slices(features, "vgg") == NUM_SLICES
+
+
 def load_jury(device: str, features: Path | None = None) -> Jury:
     """Load every network that can be had.
 
@@ -66,8 +83,8 @@ def load_jury(device: str, features: Path | None = None) -> Jury:
         MissingDependencyError: Neither ST-LPIPS's package nor a file of it is there.
     """
     judges: dict[str, Judge] = {"st_lpips_alex": load_stlpips("alex", path=features).to(device)}
-    if find_spec("stlpips_pytorch") and features is None:
-        judges["st_lpips_vgg"] = load_stlpips("vgg").to(device)
+    if _has_vgg(features):
+        judges["st_lpips_vgg"] = load_stlpips("vgg", path=features).to(device)
     for net in _BACKBONES:
         if backbone_path(net).is_file() and find_spec("lpips"):
             judges[f"lpips_{net}"] = _load_lpips(net, device)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from fvgen_recon.evaluation.comparison import caption
 from fvgen_recon.evaluation.picture import animation_uri, error_map, jpeg_uri, shrink
 from fvgen_recon.evaluation.plot import PARTS, metrics_plot, time_plot
 from fvgen_recon.evaluation.result import Failure, FrameResult, TrialResult, mean_of, select
-from fvgen_recon.evaluation.table import FRAME_COLUMNS, TITLES, number
+from fvgen_recon.evaluation.table import TITLES, frame_columns, number
+from fvgen_recon.io.image import read_image
 
 _LESS_IS_BETTER = ("lpips", "frechet", "kernel", "flicker")
 _PICTURE_SIDE = 320
+_PANEL_SIDE = 1600
 _UNFAIR = (
     "Methods have different scenes here, as some failed or have not been run: their means cannot "
     "be compared."
@@ -143,14 +146,15 @@ def _gain(before: Sequence[TrialResult], after: Sequence[TrialResult]) -> list[s
 
 def frames_section(frames: Sequence[FrameResult]) -> list[str]:
     """Return the table of the generators' own frames at held-out poses."""
-    head = ["views", "generator", "steps", "frames", *(TITLES[c] for c in FRAME_COLUMNS)]
+    columns = frame_columns(frames)
+    head = ["views", "generator", "steps", "frames", *(TITLES[c] for c in columns)]
     head += ["points s", "render s/clip", "generate s/clip", "GiB"]
     rows = []
     for views in sorted({row.num_views for row in frames}):
         for method in dict.fromkeys(row.method for row in frames):
             mine = [r for r in frames if (r.num_views, r.method) == (views, method)]
             if mine:
-                rows.append([str(views), method, *_frame_cells(mine)])
+                rows.append([str(views), method, *_frame_cells(mine, columns)])
     words = (
         "Clips pass through the held-out poses between two inputs; the frames there are compared "
         "with the photos. Holes are pixels without a trusted point. Nothing made here is trained "
@@ -163,19 +167,38 @@ def frames_section(frames: Sequence[FrameResult]) -> list[str]:
     ]
 
 
-def _frame_cells(rows: Sequence[FrameResult]) -> list[str]:
+def _frame_cells(rows: Sequence[FrameResult], columns: Sequence[str]) -> list[str]:
     means = mean_of(row.means for row in rows)
     count = len(rows)
     peaks = [row.peak_gib for row in rows if row.peak_gib is not None]
     return [
         str(rows[0].num_steps),
         str(sum(row.num_frames for row in rows)),
-        *(number(column, means.get(column, math.nan)) for column in FRAME_COLUMNS),
+        *(number(column, means.get(column, math.nan)) for column in columns),
         f"{sum(r.seconds_points for r in rows) / count:.2f}",
         f"{sum(r.seconds_render for r in rows) / count:.2f}",
         f"{sum(r.seconds_generate for r in rows) / count:.2f}",
         f"{max(peaks):.1f}" if peaks else "-",
     ]
+
+
+def panel_section(panels: Mapping[Path, str]) -> list[str]:
+    """Return the pictures of the generators' own frames, one a scene and number of inputs.
+
+    Args:
+        panels: Captions by picture file.
+    """
+    if not panels:
+        return [html.note("The pictures of the generators' frames were not there (--work).")]
+    rows = (
+        "Each row is a clip: the first input photo, the middle one of the frames that have a photo "
+        "by every generator, and the photo."
+    )
+    figures = [
+        html.figure(jpeg_uri(shrink(read_image(path), _PANEL_SIDE)), words)
+        for path, words in panels.items()
+    ]
+    return [html.note(rows), *(html.strip([figure]) for figure in figures)]
 
 
 def plot_section(trials: Sequence[TrialResult]) -> list[str]:

@@ -81,6 +81,8 @@ class FrameResult:
     peak_gib: float | None
     means: Mapping[str, float]
     """Scores averaged over the frames."""
+    folder: str = ""
+    """Where its picture is, within the run's working folder; empty in old results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

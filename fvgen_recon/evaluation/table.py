@@ -86,31 +86,44 @@ def mean_cell(
     return f"{text} ({missing} scenes failed)" if missing else text
 
 
-FRAME_COLUMNS = (
+_FRAME_COLUMNS = (
     "psnr",
+    "psnr_seen",
+    "psnr_unseen",
     "psnr_hole",
     "ssim",
     "stlpips_alex",
+    "st_lpips_vgg",
+    "lpips_alex",
+    "lpips_vgg",
     "frechet_efficientnet_lite0",
+    "kernel_efficientnet_lite0",
     "sharp_hole",
     "unsteady",
 )
-"""Numbers of the frames table."""
+
+
+def frame_columns(frames: Sequence[FrameResult]) -> tuple[str, ...]:
+    """Return the numbers of the frames table that a run has; not every machine has all networks."""
+    known = {key for row in frames for key in row.means}
+    return tuple(column for column in _FRAME_COLUMNS if column in known)
 
 
 def frames_table(result: RunResult) -> str:
     """Return the generators' own frames: means over scenes by views and generator."""
-    head = ["views", "generator", "steps", *(TITLES[c] for c in FRAME_COLUMNS), "s per clip"]
+    columns = frame_columns(result.frames)
+    head = ["views", "generator", "steps", *(TITLES[c] for c in columns), "s per clip"]
     rows = []
     for views in sorted({row.num_views for row in result.frames}):
         for method in dict.fromkeys(row.method for row in result.frames):
             mine = [r for r in result.frames if (r.num_views, r.method) == (views, method)]
             if mine:
-                rows.append([str(views), method, str(mine[0].num_steps), *_frame_cells(mine)])
+                cells = _frame_cells(mine, columns)
+                rows.append([str(views), method, str(mine[0].num_steps), *cells])
     return markdown(head, rows)
 
 
-def _frame_cells(rows: Sequence[FrameResult]) -> list[str]:
+def _frame_cells(rows: Sequence[FrameResult], columns: Sequence[str]) -> list[str]:
     means = mean_of(row.means for row in rows)
     seconds = sum(row.seconds_generate for row in rows) / len(rows)
-    return [*(number(c, means.get(c, math.nan)) for c in FRAME_COLUMNS), f"{seconds:.2f}"]
+    return [*(number(c, means.get(c, math.nan)) for c in columns), f"{seconds:.2f}"]

@@ -2,6 +2,7 @@
 method that looks at held-out photos, and the page."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.fold import read_fold
+from fvgen_recon.evaluation.judge import load_jury
 from fvgen_recon.evaluation.result import RunResult, read_result
+from fvgen_recon.evaluation.table import frames_table
 from fvgen_recon.io.scenes import load_capture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +48,9 @@ def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
         "NERFSTUDIO_METHOD_CONFIGS": "cheater=cheating_method:cheater,"
         "late_cheater=cheating_method:late_cheater",
     }
@@ -129,6 +135,37 @@ def test_frames_are_measured_at_the_held_out_poses(bench: Bench) -> None:
     assert set(rows) == {"render", "fill"}
     assert rows["fill"].means["psnr"] > rows["render"].means["psnr"]
     assert rows["fill"].num_frames == len(bench.result.trials[0].views)
+    for row in rows.values():
+        means = row.means
+        # Pixels that inputs see are easier, and all pixels lie between both kinds.
+        assert means["psnr_unseen"] < means["psnr"] < means["psnr_seen"]
+        assert 0 < means["seen_share"] < 1
+        assert 0 < means["st_lpips_vgg"] < 2
+        assert math.isfinite(means["kernel_efficientnet_lite0"])
+        assert (bench.folder / "work" / "folder" / row.folder / "panel.png").is_file()
+    for title in ("PSNR seen", "PSNR unseen", "ST-LPIPS (VGG)", "kernel (EfficientNet-Lite0)"):
+        assert title in frames_table(bench.result)
+
+
+@pytest.mark.parametrize(("estimator", "name"), [("stereo", "CombinedStereo"), ("mvs", "Learned")])
+def test_frames_start_from_the_points_of_the_methods(
+    estimator: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    run, frames = import_module("run"), import_module("frames")
+
+    def say_estimator(*given: object, **_: object) -> None:
+        raise InputError(next(type(g).__name__ for g in given if hasattr(g, "estimate")))
+
+    monkeypatch.setattr(frames, "build_clips", say_estimator)
+    options = run.Options(
+        data=ROOT / "examples", estimator=estimator, views="3", device="cpu",
+        out=tmp_path / "result.json", work=tmp_path / "work", frames_long_side=96,
+    )  # fmt: skip
+    (job,) = run.plan_frames(options, options.plan("3"))
+    generators = frames.load_generators(("render",), "cpu")
+    failure = frames.measure_frames(job, generators, load_jury("cpu"))
+    assert failure.reason.startswith(name)
 
 
 def test_a_second_run_repeats_nothing_and_says_the_same(bench: Bench) -> None:
@@ -159,7 +196,14 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
     assert answer.returncode == 0, answer.stderr[-2000:]
     page = (bench.folder / "page.html").read_text()
     assert not re.findall(r"(?:src|href)=['\"](?!data:|#)[^'\"]+", page)
-    assert page.count("data:image/jpeg") >= 3 + 3
+    # Three inputs, the photo, two renders, and the generators' own frames.
+    pictures = page.count("data:image/jpeg")
+    assert pictures >= 3 + 3 + 1
+    assert page.count("alt='room, 3 input views'") == 1
+    away = _call([*command, "--work", "elsewhere"], bench.folder)
+    assert away.returncode == 0, away.stderr[-2000:]
+    page_away = (bench.folder / "page.html").read_text()
+    assert "pictures of the generators&#x27; frames were not there" in page_away
     assert "data:image/webp" in page
     assert "<svg" in page
     assert "expected and is not there" in page  # the cheater's end
@@ -171,6 +215,7 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
         ({"methods": "nothing"}, "There is no method `nothing`"),
         ({"scenes": "attic"}, "the scenes attic are in"),
         ({"methods": "import:x=nowhere"}, "import:NAME=FOLDER"),
+        ({"estimator": "dream"}, "There is no point-cloud estimator `dream`"),
         ({"weights": ("student=nowhere",)}, "Weights as GENERATOR=FOLDER"),
         ({"methods": "nothing+refine"}, "There is no method `nothing`"),
         ({"methods": f"import:x={ROOT}+refine"}, "elsewhere cannot be rendered again"),
@@ -230,3 +275,25 @@ def test_a_whole_scene_is_timed_part_by_part(bench: Bench) -> None:
     assert generator["size"] == [48, 64]
     assert generator["seconds"] > 0
     assert "| room | fvgen-splat-render | 2 |" in answer.stdout
+    # What the paper states stands beside it, marked as not measured.
+    written = (bench.folder / "time.md").read_text()
+    assert written in answer.stdout
+    lines = [line.split(" | ") for line in written.splitlines()]
+    rows = {line[0].strip("| "): line[1:] for line in lines}
+    assert rows["fill"][:3] == ["0", "16", "48x64"]
+    assert rows["fill"][4].startswith("here: ")
+    for name, steps, seconds in (("ViewCrafter", "50", "66.3"), ("FVGen", "4", "5.1")):
+        assert (rows[name][0], rows[name][3]) == (steps, seconds)
+        assert rows[name][4].startswith("not measured here: one H100")
+
+
+def test_teacher_and_student_are_timed_unless_others_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    options = import_module("scene_time").Options(data=ROOT / "examples", out=Path("time.json"))
+    teacher, student = options.generators.split(",")
+    assert student == "student"
+    name, _, folder = teacher.partition("=")
+    assert name == "teacher"
+    assert (Path(folder) / "config.json").is_file()

@@ -13,7 +13,7 @@ from fvgen_recon.diffusion.compact.checkpoint import save_compact
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.image import read_image
-from scripts.eval_student import Arguments, _scene_folders, main
+from scripts.eval_student import Arguments, _scene_folders, _unnamed_models, main, make_bench
 
 pytestmark = pytest.mark.slow
 TINY = CompactConfig(
@@ -110,12 +110,32 @@ def test_no_clips_are_refused_and_no_pictures_are_none(tmp_path: Path) -> None:
     write_room(tmp_path / "room", seed=1, num_photos=9, height=64, width=80)
     out = tmp_path / "out" / "eval.json"
     args = Arguments(
-        scenes=tmp_path / "room", out=out, pictures=0, clips=1, long_side=64, device="cpu"
+        scenes=tmp_path / "room",
+        out=out,
+        pictures=0,
+        clips=1,
+        long_side=64,
+        teacher=False,
+        device="cpu",
     )
     with pytest.raises(InputError, match="At least one clip"):
         main(replace(args, clips=0))
     main(args)
     assert [path.name for path in out.parent.iterdir()] == ["eval.json"]
+
+
+def test_the_teacher_of_the_checkout_is_measured_unless_another_is_named_or_none_is_wanted(
+    tmp_path: Path,
+) -> None:
+    args = Arguments(scenes=tmp_path, out=tmp_path / "eval.json", device="cpu")
+    steps = {name: model.num_steps for name, model in make_bench(args).generators.items()}
+    assert list(steps) == ["render", "fill", "student", "teacher", "regression"]
+    assert steps["teacher"] == 50
+    for changed in (replace(args, teacher=False), replace(args, models=("teacher_own=x@4",))):
+        assert [text.partition("=")[0] for text in _unnamed_models(changed)] == [
+            "student",
+            "regression",
+        ]
 
 
 def test_no_scene_at_all_gets_a_sentence(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from fvgen_recon.evaluation.feature import (
     ShiftTolerantLpips,
     load_stlpips,
 )
-from fvgen_recon.evaluation.judge import pack_features
+from fvgen_recon.evaluation.judge import load_jury, pack_features
 
 needs_stlpips = pytest.mark.skipif(
     find_spec("stlpips_pytorch") is None, reason="needs the package stlpips-pytorch"
@@ -66,6 +66,18 @@ def test_packed_features_measure_alike(tmp_path, rng):
     torch.testing.assert_close(rough, exact, atol=0, rtol=0.02)
     with pytest.raises(WeightsError, match="vgg"):
         load_stlpips("vgg", path=path)
+
+
+@needs_stlpips
+@needs_efficientnet
+def test_vgg_of_packed_features_judges_where_it_is_whole(tmp_path, rng):
+    path = tmp_path / "features.safetensors"
+    pack_features(path, {"alex": 5, "vgg": 4})
+    assert "st_lpips_vgg" not in load_jury("cpu", path).judges
+    pack_features(path, {"alex": 5, "vgg": 5})
+    a, b = torch.rand(2, 1, 3, 64, 72, generator=rng)
+    rough = load_jury("cpu", path).distances(a, b)["st_lpips_vgg"]
+    torch.testing.assert_close(rough, load_stlpips("vgg")(a, b), atol=0, rtol=0.02)
 
 
 @needs_stlpips

@@ -127,6 +127,11 @@ def test_frames_and_failures_have_tables() -> None:
         means={"psnr": 12.345, "psnr_hole": math.nan},
     )
     text = "".join(frames_section([frame]))
+    assert "VGG" not in text  # a number that no row has gets no column
+    whole = replace(frame, means={**frame.means, "st_lpips_vgg": 0.25, "lpips_vgg": 0.5})
+    text_both = "".join(frames_section([frame, replace(whole, method="student")]))
+    assert "<th>ST-LPIPS (VGG)</th><th>LPIPS (VGG)</th>" in text_both
+    assert "<td>-</td><td>0.250</td><td>0.500</td>" in text_both
     assert "<td>12.35</td><td>-</td>" in text or "<td>12.34</td><td>-</td>" in text
     assert failure_section([]) == []
     failure = Failure(scene="a", method="m", num_views=3, reason="a < b")

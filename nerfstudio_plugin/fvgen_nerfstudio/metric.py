@@ -7,7 +7,6 @@ from jaxtyping import Float
 from nerfstudio.model_components.lib_bilagrid import color_correct
 from pytorch_msssim import ssim
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from fvgen_nerfstudio.perceptual import PerceptualMetrics
 
@@ -47,6 +46,8 @@ class ImageMetrics:
 
     @torch.no_grad()
     def _compare(self, image: Tensor, target: Tensor) -> dict[str, float]:
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
         first, second = (x.permute(2, 0, 1)[None] for x in (image, target))
         return {
             "psnr": float(peak_signal_noise_ratio(first, second, data_range=1.0)),

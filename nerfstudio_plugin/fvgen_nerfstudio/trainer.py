@@ -114,8 +114,9 @@ class FvgenTrainer(Trainer):
     def _recall_views(self) -> None:
         """Go on with the photos that a checkpoint was trained on, where a user names no others."""
         data = self.config.pipeline.datamanager
-        if self._resumed is not None and isinstance(data, FvgenDatamanagerConfig):
-            data.dataparser.trained_views = trained_views(self._resumed)
+        names = () if self._resumed is None else trained_views(self._resumed)
+        if names and isinstance(data, FvgenDatamanagerConfig):
+            data.dataparser.trained_views = names
 
     def _check_resumed(self, state: dict[str, Any]) -> None:
         """Raise a `FvgenError` where a checkpoint cannot be resumed from."""

@@ -57,7 +57,7 @@ def _rows(recipe: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
             _mean(list(values)) for values in zip(*(m["psnr_gap"] for m in measured), strict=True)
         ]
         row["psnr_gap"], row["psnr_gap_spread"] = [g[0] for g in gaps], [g[1] for g in gaps]
-        row["seconds"] = statistics.mean(m["seconds"] for m in measured)
+        row["seconds"], row["seconds_spread"] = _mean([m["seconds"] for m in measured])
         rows.append(row)
     return rows
 

@@ -230,9 +230,9 @@ class FvgenDataParser(DataParser):
     def _points(self) -> dict[str, Tensor]:
         """Return points to start from, as splatfacto wants them: colours in 0 to 255.
 
-        With each come its confidence, its view, the member of the splat that it is for and the
-        width that it covers on the surface, in world units (0 where no view is known). The
-        brightness of the photos and where they were taken come with them.
+        With each come its confidence, the member of the splat that it is for and the width that it
+        covers on the surface, in world units (0 where no view is known). The brightness of the
+        photos and where they were taken come with them.
         """
         drawn = [self._draw(cloud) for cloud in self.members]
         kept = [cloud for cloud, _ in drawn]
@@ -241,7 +241,6 @@ class FvgenDataParser(DataParser):
             "points3D_xyz": torch.cat([cloud.xyz for cloud in kept]).cpu(),
             "points3D_rgb": torch.cat([cloud.rgb * 255 for cloud in kept]).cpu(),
             "points3D_confidence": torch.cat([cloud.confidence for cloud in kept]).cpu(),
-            "points3D_view": torch.cat([cloud.view for cloud in kept]).cpu(),
             "points3D_member": torch.cat(member),
             "points3D_spacing": torch.cat([spacing for _, spacing in drawn]),
             "photo_brightness": 1 / self.gains,

@@ -1,6 +1,5 @@
 """The splat: splatfacto's Gaussians on our rasteriser, trained on real and generated views."""
 
-import random
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from fvgen_nerfstudio.growth import make_strategy
 from fvgen_nerfstudio.metric import ImageMetrics
 from fvgen_nerfstudio.objective import TrainableModel
 from fvgen_nerfstudio.regularizer import drop_opacities
-from fvgen_nerfstudio.seed import seed_gaussians, seed_origins
+from fvgen_nerfstudio.seed import seed_gaussians, seed_members
 from fvgen_nerfstudio.settings import FvgenModelConfig
 from fvgen_recon.geometry.conventions import opencv_to_opengl
 from fvgen_recon.types import Cameras, PointCloud
@@ -47,7 +46,6 @@ class FvgenModel(TrainableModel):
         self.exposure = Exposure(self.num_train_data, metadata)
         self.image_metrics = ImageMetrics(CONSOLE.log)
         self.step, self.num_steps = 0, 1
-        self.left_out: int | None = None
         self.crop_box = None
         is_random = self.config.background_color == "random"
         self.background_color = (
@@ -60,7 +58,7 @@ class FvgenModel(TrainableModel):
             )
         self.strategy = make_strategy(self.config, self.num_train_data)
         self.strategy_state = self.strategy.initialize_state(scene_scale=1.0)
-        self.strategy_state.update(seed_origins(self.num_points, metadata))
+        self.strategy_state["member"] = seed_members(self.num_points, metadata)
         self._members: tuple[Tensor, list[Tensor]] | None = None
         self._filled = self.wrap(lambda *tensors: (fill_holes(*tensors),))
         self.prepare_losses()
@@ -98,7 +96,7 @@ class FvgenModel(TrainableModel):
             means=params["means"],
             quats=params["quats"],
             scales=torch.exp(params["scales"]),
-            opacities=self._opacities(params["opacities"], chosen),
+            opacities=self._opacities(params["opacities"]),
             colors=colors,
             viewmats=viewmats,
             Ks=K,
@@ -113,13 +111,9 @@ class FvgenModel(TrainableModel):
             rasterize_mode=self.config.rasterize_mode,
         )
 
-    def _opacities(self, logits: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def _opacities(self, logits: Tensor) -> Tensor:
         """Return opacities; in training a share of the Gaussians is left out."""
         opacities = torch.sigmoid(logits).squeeze(-1)
-        if self.training and self.left_out is not None:
-            origin = self.strategy_state["origin"]
-            origin = origin if chosen is None else origin[chosen]
-            opacities = opacities * (origin != self.left_out + 1)
         rate = self.config.dropout * min(1.0, self.step / self.num_steps)
         if not self.training or rate == 0:
             return opacities
@@ -140,10 +134,9 @@ class FvgenModel(TrainableModel):
             if self.config.camera_optimizer.mode != "off":
                 viewmats = view_matrices(self.camera_optimizer.apply_to_camera(camera))
             self._move_state()
-        config = self.config
-        needs_depth = config.depth_weight > 0 or config.smooth_weight > 0
-        with_depth = needs_depth or config.output_depth_during_training or not self.training
-        self.left_out, self.last_size = self._left_out(camera), size
+        needs_depth = self.config.depth_weight > 0 or self.config.output_depth_during_training
+        with_depth = needs_depth or not self.training
+        self.last_size = size
         renders = []
         for mask in self._shown(camera, chosen):
             colors, alpha, self.info = self.rasterize_view(
@@ -173,13 +166,6 @@ class FvgenModel(TrainableModel):
         for key, value in self.strategy_state.items():
             if isinstance(value, Tensor) and value.device != self.device:
                 self.strategy_state[key] = value.to(self.device)
-
-    def _left_out(self, camera: NerfCameras) -> int | None:
-        """Return the photo whose Gaussians are left out of this training step, or none."""
-        view = (camera.metadata or {}).get("cam_idx")
-        if not self.training or view is None or self.config.cross_view == 0:
-            return None
-        return view if random.Random(self.step).random() < self.config.cross_view else None
 
     def _cropped(self) -> Tensor | None:
         """Return which Gaussians lie in the viewer's crop box, or none where there is no box."""
@@ -261,7 +247,7 @@ class FvgenModel(TrainableModel):
             state.setdefault(name, value)  # Older checkpoints know none.
         state.setdefault("_extra_state", torch.zeros(len(state["gauss_params.means"])))
         # What is known of the Gaussians belongs to others; a trainer that resumes brings its own.
-        self.strategy_state.update(seed_origins(self.num_points, {}))
+        self.strategy_state["member"] = seed_members(self.num_points, {})
         return super(SplatfactoModel, self).load_state_dict(state, **kwargs)
 
     @torch.no_grad()
@@ -293,7 +279,7 @@ class FvgenModel(TrainableModel):
 
     def _render_black(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
         size = (cameras.height, cameras.width)
-        self.left_out, masks = None, self._shown(to_nerfstudio(cameras[0]), None)
+        masks = self._shown(to_nerfstudio(cameras[0]), None)
         rows = []
         for camera in cameras.to(self.device):
             view = (view_matrices(opencv_to_opengl(camera.c2w)[None, :3]), camera.K[None], size)

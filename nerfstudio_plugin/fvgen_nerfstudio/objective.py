@@ -14,7 +14,6 @@ from fvgen_nerfstudio.refinement import RefinableModel
 from fvgen_nerfstudio.regularizer import (
     disparity_loss,
     elongation_loss,
-    smoothness_loss,
     solid_loss,
 )
 from fvgen_nerfstudio.strategy import SplatStrategy
@@ -29,9 +28,7 @@ class TrainableModel(RefinableModel):
     strategy: SplatStrategy | McmcStrategy
     """What adds and removes Gaussians."""
     strategy_state: dict[str, Any]
-    """What the strategy and the regularisers know of the Gaussians."""
-    left_out: int | None
-    """The photo whose Gaussians are left out of this step, or none."""
+    """What the strategy knows of the Gaussians, and the member that each belongs to."""
 
     def wrap(self, function: Loss) -> Loss:
         """Return a function whose kernels a CUDA device records once, where that is asked for."""
@@ -81,12 +78,6 @@ class TrainableModel(RefinableModel):
             weight = self._downscale_if_required(batch["weight"]).to(self.device)
             loss = self._frame_losses(prediction, target, weight.permute(2, 0, 1))[0]
             losses = {"main_loss": batch["factor"] * loss}
-        elif self.training and self.left_out is not None:
-            # A photo counts by how surely other photos show the same, where they show anything.
-            alpha = outputs["accumulation"].detach().permute(2, 0, 1)
-            trust, size = batch["depth_weight"][None], alpha.shape[1:]
-            surely = F.interpolate(trust, size, mode="nearest-exact")
-            losses = {"main_loss": self._frame_losses(prediction, target, alpha * surely[0])[0]}
         else:
             losses = {"main_loss": self._photo_losses(prediction, target)[0]}
         if self.training:
@@ -102,10 +93,6 @@ class TrainableModel(RefinableModel):
         if config.opacity_weight > 0:
             mean = torch.sigmoid(self.opacities).mean()
             losses["opacity_loss"] = config.opacity_weight * mean
-        if config.doubt_weight > 0:
-            doubt = self.strategy_state["doubt"][:, None]
-            mean = (doubt * torch.sigmoid(self.opacities)).mean()
-            losses["doubt_loss"] = config.doubt_weight * mean
         if config.scale_weight > 0:
             losses["scale_loss"] = config.scale_weight * torch.exp(self.scales).mean()
         if batch.get("is_generated", False) or outputs["depth"] is None:
@@ -118,9 +105,6 @@ class TrainableModel(RefinableModel):
         if config.solid_weight > 0 and "depth" in batch:
             loss = solid_loss(alpha, batch["depth_weight"])
             losses["solid_loss"] = config.solid_weight * loss
-        if config.smooth_weight > 0:
-            image = self._target_of(batch).permute(2, 0, 1)
-            losses["smooth_loss"] = config.smooth_weight * smoothness_loss(depth, alpha, image)
         return losses
 
     def _stock_regularisers(self) -> dict[str, Tensor]:

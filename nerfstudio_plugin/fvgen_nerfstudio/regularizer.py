@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_EDGE = 0.1
-"""Colour step, of [0, 1], at which the wish for smooth depth falls to 1/e."""
 _NEAR = 1e-3
 
 
@@ -48,31 +46,6 @@ def solid_loss(alpha: Float[Tensor, "1 H W"], weight: Float[Tensor, "1 h w"]) ->
     """
     weight = F.interpolate(weight[None], alpha.shape[-2:], mode="nearest-exact")[0]
     return (weight * (1 - alpha)).mean()
-
-
-def smoothness_loss(
-    depth: Float[Tensor, "1 H W"],
-    alpha: Float[Tensor, "1 H W"],
-    image: Float[Tensor, "3 H W"],
-) -> Float[Tensor, ""]:
-    """Return the total variation of inverse depth where the photo has no edges.
-
-    Godard et al., "Unsupervised monocular depth estimation with left-right consistency" (2017),
-    equation 3, on inverse depth over its mean.
-    """
-    disparity = 1 / depth.clamp_min(_NEAR)
-    opaque = alpha.detach()
-    unit = (opaque * disparity).sum().detach() / opaque.sum().clamp_min(1e-6)
-    disparity = disparity / unit.clamp_min(1e-6)
-    loss = depth.new_zeros(())
-    for axis in (-2, -1):
-        step = disparity.diff(dim=axis).abs()
-        edge = image.diff(dim=axis).abs().mean(0, keepdim=True)
-        both = torch.minimum(
-            opaque.narrow(axis, 1, step.shape[axis]), opaque.narrow(axis, 0, step.shape[axis])
-        )
-        loss = loss + (both * step * torch.exp(-edge / _EDGE)).mean()
-    return loss
 
 
 def elongation_loss(scales: Float[Tensor, "N 3"], limit: float) -> Float[Tensor, ""]:

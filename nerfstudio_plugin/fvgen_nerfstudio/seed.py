@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_nerfstudio.gaussian import make_gaussians
 from fvgen_nerfstudio.settings import FvgenModelConfig
-from fvgen_nerfstudio.strategy import StrategyState
 from fvgen_recon.types import PointCloud
 
 SeedPoints = tuple[Tensor, Tensor]
@@ -42,17 +42,12 @@ def seed_gaussians(
     )
 
 
-def seed_origins(num_points: int, metadata: dict[str, Any]) -> StrategyState:
-    """Return where each Gaussian comes from; strategies carry it along as they add and remove.
+def seed_members(num_points: int, metadata: dict[str, Any]) -> Float[Tensor, "N"]:
+    """Return the member of each Gaussian, from 0; strategies carry it as they add and remove.
 
-    `origin` counts photos from 1, 0 is for none; `doubt` is 1 minus the confidence of the point;
-    `member` counts from 0.
+    Args:
+        num_points: Number of Gaussians.
+        metadata: The data parser's; holds `points3D_member` where the points are its own.
     """
-    names = ("origin", "doubt", "member")
-    if len(metadata.get("points3D_view", ())) != num_points:
-        return {name: torch.zeros(num_points) for name in names}
-    return {
-        "origin": metadata["points3D_view"].float() + 1,
-        "member": metadata.get("points3D_member", torch.zeros(num_points)).float(),
-        "doubt": 1 - metadata["points3D_confidence"].float(),
-    }
+    member = metadata.get("points3D_member", ())
+    return member.float() if len(member) == num_points else torch.zeros(num_points)

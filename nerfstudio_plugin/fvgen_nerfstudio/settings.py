@@ -40,19 +40,12 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Weight of the difference between rendered and measured inverse depth on photos."""
     solid_weight: float = 0.0
     """Weight of the transparency of renders where photos have measured depth."""
-    smooth_weight: float = 0.0
-    """Weight of the edge-aware variation of inverse depth on photos."""
     dropout: float = 0.0
     """Share of Gaussians left out of a training render at the end of the run; rises from 0."""
-    cross_view: float = 0.0
-    """Share of the steps on photos in which the Gaussians that were lifted from the same photo are
-    left out, so that those of the other photos must show what it shows."""
-    doubt_weight: float = 0.0
-    """Weight of the mean opacity of Gaussians, each by how little its point was trusted."""
     opacity_weight: float = 0.0
-    """Weight of the mean opacity."""
+    """Weight of the mean opacity; the Markov chain's own is 0.01."""
     scale_weight: float = 0.0
-    """Weight of the mean standard deviation, in world units."""
+    """Weight of the mean standard deviation, in world units; the Markov chain's own is 0.01."""
     replay: bool = True
     """Whether a CUDA device records the losses' kernels once and launches them together."""
     unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
@@ -68,7 +61,6 @@ def check_model(config: FvgenModelConfig) -> None:
     """
     limits = (
         ("dropout", config.dropout, 0 <= config.dropout < 1, "in [0, 1)"),
-        ("cross-view", config.cross_view, 0 <= config.cross_view <= 1, "in [0, 1]"),
         ("export-opacity", config.export_opacity, config.export_opacity > 0, "above 0"),
         (
             "seed-opacity",

@@ -34,7 +34,6 @@ def _model(num_members: int = 2, **options) -> FvgenModel:
         metadata={
             "points3D_confidence": torch.ones(NUM_POINTS),
             "points3D_spacing": torch.full((NUM_POINTS,), 0.1),
-            "points3D_view": torch.zeros(NUM_POINTS, dtype=torch.long),
             "points3D_member": MEMBERS,
         },
     )

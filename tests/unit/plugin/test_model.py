@@ -30,7 +30,7 @@ def _model(num_points: int = 60, **options) -> FvgenModel:
 
 
 def _seeded(num_points: int = 60, **options) -> FvgenModel:
-    """A splat whose points know their photo, their confidence and their width."""
+    """A splat whose points know their member, their confidence and their width."""
     cloud = make_cloud(num_points)
     config = FvgenModelConfig(sh_degree=0, num_downscales=0, background_color="black", **options)
     model = config.setup(
@@ -40,7 +40,7 @@ def _seeded(num_points: int = 60, **options) -> FvgenModel:
         metadata={
             "points3D_confidence": torch.linspace(0, 1, num_points),
             "points3D_spacing": torch.linspace(0, 0.1, num_points),
-            "points3D_view": torch.arange(num_points) % 3,
+            "points3D_member": torch.ones(num_points, dtype=torch.long),
         },
     )
     assert isinstance(model, FvgenModel)
@@ -86,31 +86,6 @@ def test_seeds_take_size_and_opacity_from_what_is_known():
     sigma = torch.exp(model.scales.detach())
     torch.testing.assert_close(sigma[1:, 0], torch.linspace(0, 0.05, 60)[1:])
     assert sigma[0, 0] > 0.05  # Of unknown width: as far as its neighbours are.
-
-
-def test_a_photo_s_own_gaussians_are_left_out_and_nothing_reaches_them(batch):
-    model = _seeded(cross_view=1.0).train()
-    batch = {**batch, "depth": torch.ones(1, 12, 16), "depth_weight": torch.ones(1, 12, 16)}
-    losses = model.get_loss_dict(model(_photo(1)), batch)
-    losses["main_loss"].backward()
-    grad = model.gauss_params["features_dc"].grad.abs().sum(-1)
-    own = torch.arange(60) % 3 == 1
-    assert grad[own].max() == 0
-    assert grad[~own].max() > 0
-    nothing_sure = {**batch, "depth_weight": torch.zeros(1, 12, 16)}
-    assert model.get_loss_dict(model(_photo(1)), nothing_sure)["main_loss"] == 0
-    assert model(to_nerfstudio(make_cameras(3, 24, 32)[1]))["accumulation"].max() > 0
-    assert model.left_out is None  # A generated view has no Gaussians of its own.
-
-
-def test_doubted_gaussians_fade_and_trusted_ones_do_not(batch):
-    model = _seeded(doubt_weight=1.0).train()
-    losses = model.get_loss_dict(model(_photo(0)), batch)
-    losses["doubt_loss"].backward()
-    grad = model.gauss_params["opacities"].grad.squeeze(-1)
-    assert grad[0] > 0
-    assert grad[-1] == 0
-    assert (grad.diff() <= 0).all()
 
 
 def test_measured_depth_pulls_gaussians_to_it(batch):
@@ -178,14 +153,14 @@ def test_a_view_without_any_gaussian_has_their_mean_colour_and_is_not_black(make
 
 def test_what_is_known_of_gaussians_follows_them_when_they_are_added_and_removed(batch):
     model = _seeded(strategy="default", densify_grad_thresh=0.0, warmup_length=0, refine_every=2)
-    assert len(model.strategy_state["origin"]) == 60
+    assert len(model.strategy_state["member"]) == 60
     for step in (1, 2):
         _step(model, batch, step)
     assert model.num_points != 60
-    for key in ("origin", "doubt"):
-        assert len(model.strategy_state[key]) == model.num_points
+    assert len(model.strategy_state["member"]) == model.num_points
+    assert (model.strategy_state["member"] == 1).all()
     assert model.add_points(make_cloud(5, seed=9)) == 5
-    assert (model.strategy_state["origin"][-5:] == 0).all()
+    assert (model.strategy_state["member"][-5:] == 0).all()
 
 
 def test_poses_become_the_matrices_that_the_rasteriser_wants():

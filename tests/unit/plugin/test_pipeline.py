@@ -194,7 +194,6 @@ def test_without_a_generator_there_is_no_bank(room, tmp_path):
         ("dropout", 2.0, r"model.dropout must be in [0, 1): 2.0 came"),
         ("dropout", -0.1, "model.dropout"),
         ("dropout", float("nan"), "model.dropout"),
-        ("cross_view", 1.5, "model.cross-view must be in [0, 1]: 1.5 came"),
         ("export_opacity", 0.0, "model.export-opacity must be above 0"),
         ("seed_opacity", (0.0, 0.2), "model.seed-opacity must be in (0, 1): 0 0.2 came"),
     ],

@@ -6,7 +6,6 @@ import torch
 from fvgen_nerfstudio.regularizer import (
     disparity_loss,
     drop_opacities,
-    smoothness_loss,
     solid_loss,
 )
 
@@ -60,21 +59,6 @@ def test_measured_surfaces_are_asked_to_be_opaque():
     assert alpha.grad is not None
     assert (alpha.grad[..., :4] == 0).all()
     assert (alpha.grad[..., 4:] < 0).all()
-
-
-def test_smoothness_pulls_a_bump_down_and_spares_photo_edges():
-    depth = _full(2.0)
-    depth[0, 3, 4] = 4.0
-    depth.requires_grad_()
-    flat = torch.full((3, 6, 8), 0.5)
-    loss = smoothness_loss(depth, _full(1.0), flat)
-    loss.backward()
-    assert depth.grad is not None
-    assert depth.grad[0, 3, 4] > 0
-    edged = flat.clone()
-    edged[:, 3, 4] = 1.0
-    assert smoothness_loss(depth.detach(), _full(1.0), edged) < 0.1 * loss
-    assert smoothness_loss(_full(3.0), _full(1.0), flat) == pytest.approx(0, abs=1e-7)
 
 
 def test_dropped_opacities_keep_their_mean():

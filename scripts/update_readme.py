@@ -1,8 +1,9 @@
 """Write the benchmark tables of README.md from the committed results.
 
 `benchmarks/results/readme.json` says which results are shown, as a list of objects with a `title`,
-the names of `results` files and, where not all shall be shown, of `methods`. The text between the
-markers is made from them and from nothing else.
+the `results` files and, where not all shall be shown, names of `methods`. A file is a name, or
+`{"file": NAME, "views": [3], "methods": [...]}` where only the trials of these numbers of inputs or
+of these methods shall count. The text between the markers is made from them and from nothing else.
 
 Usage:
     python scripts/update_readme.py           # writes
@@ -17,7 +18,7 @@ from typing import Any
 import tyro
 
 from fvgen_recon.errors import FvgenError, InputError
-from fvgen_recon.evaluation.result import RunResult, read_result
+from fvgen_recon.evaluation.result import Failure, RunResult, TrialResult, read_result
 from fvgen_recon.evaluation.table import frames_table, markdown, mean_cell
 from fvgen_recon.io.file import atomic_path, read_json
 
@@ -41,8 +42,8 @@ class Options:
 def join(results: list[RunResult]) -> RunResult:
     """Put the trials and frames of several runs together.
 
-    A trial that two runs made counts once, and one that failed in a run and not in another has not
-    failed.
+    A trial that two runs made counts once, as the later one made it, and one that failed in a run
+    and not in another has not failed.
     """
     trials = {(t.method, t.scene, t.num_views): t for run in results for t in run.trials}
     failures = {(f.method, f.scene, f.num_views): f for run in results for f in run.failures}
@@ -65,24 +66,42 @@ def describe(name: str, result: RunResult) -> str:
     )
 
 
+def load(source: str | dict[str, Any], folder: Path) -> tuple[str, RunResult]:
+    """Return the name of a results file of the index and the part of it that counts."""
+    if isinstance(source, str):
+        return source, read_result(folder / source)
+    result = read_result(folder / source["file"])
+    views, methods = source.get("views"), source.get("methods")
+
+    def counts(row: TrialResult | Failure) -> bool:
+        is_chosen = methods is None or row.method in methods
+        return is_chosen and (views is None or row.num_views in views)
+
+    return source["file"], replace(
+        result,
+        trials=tuple(filter(counts, result.trials)),
+        failures=tuple(filter(counts, result.failures)),
+    )
+
+
 def section(entry: dict[str, Any], folder: Path) -> str:
     """Return one titled table with its origin.
 
     Raises:
         InputError: The index names no results, or one is missing.
     """
-    names = entry.get("results") or []
-    if not names:
+    sources = entry.get("results") or []
+    if not sources:
         raise InputError(f"{folder / INDEX} has an entry without results: {entry}.")
-    runs = [read_result(folder / name) for name in names]
-    result = join(runs)
+    loaded = [load(source, folder) for source in sources]
+    result = join([run for _, run in loaded])
     parts = [f"### {entry['title']}", ""]
     if result.trials:
         views = sorted({t.num_views for t in result.trials})
         methods = entry.get("methods") or result.methods
         unknown = set(methods) - set(result.methods)
         if unknown:
-            raise InputError(f"No results of {', '.join(sorted(unknown))} are in {names}.")
+            raise InputError(f"No results of {', '.join(sorted(unknown))} are in {sources}.")
         rows = [[m, *(mean_cell(result, m, v) for v in views)] for m in methods]
         num_scenes = len({t.scene for t in result.trials})
         head = ["method", *(f"{v} views" for v in views)]
@@ -92,7 +111,8 @@ def section(entry: dict[str, Any], folder: Path) -> str:
         parts += ["The generators' own frames at held-out poses:", "", frames_table(result), ""]
     if result.failures:
         parts += [f"{len(result.failures)} trials failed; the JSON says why.", ""]
-    parts += ["- " + describe(name, run) for name, run in zip(names, runs, strict=True)]
+    origins = {name: run for name, run in loaded if run.trials or run.frames}
+    parts += ["- " + describe(name, run) for name, run in origins.items()]
     return "\n".join(parts)
 
 

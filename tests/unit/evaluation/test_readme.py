@@ -131,6 +131,23 @@ def test_runs_fill_each_others_gaps_and_methods_can_be_chosen(options: Options) 
     assert "| ours |" not in text
 
 
+def test_a_part_of_a_file_can_be_chosen_and_later_files_count_more(options: Options) -> None:
+    again = (make_trial("a", "ours", 40.0), make_trial("b", "ours", 40.0))
+    other = (make_trial("a", "stock", 99.0), make_trial("a", "ours", 99.0, num_views=9))
+    failure = Failure(scene="b", method="ours", num_views=9, reason="it broke")
+    write_result(options.results / "more.json", make_run(*again, *other, failures=(failure,)))
+    part = {"file": "more.json", "views": [3], "methods": ["ours"]}
+    entry = {"title": "Few", "results": ["run.json", part]}
+    (options.results / "readme.json").write_text(json.dumps([entry]))
+    assert main(options) == 0
+    text = options.readme.read_text()
+    assert "| ours | 40.00 / 0.500 / 0.250 |" in text
+    assert "| stock | 10.00 / 0.500 / 0.250 (1 scenes failed) |" in text
+    assert "9 views" not in text
+    assert "trials failed" not in text
+    assert "[`more.json`]" in text
+
+
 def test_a_method_without_results_gets_a_sentence(options: Options, capsys) -> None:
     entry = {"title": "Few", "results": ["run.json"], "methods": ["theirs"]}
     (options.results / "readme.json").write_text(json.dumps([entry]))

@@ -118,7 +118,8 @@ def test_many_views_are_compared_part_by_part_with_the_same_outcome(monkeypatch)
     monkeypatch.setattr(confidence, "compare_depth", watched)
     monkeypatch.setattr(depth_range, "compare_depth", watched)
     parts = gather_evidence(inverse_depth=1 / shifted, **settings).stack()
-    torch.testing.assert_close(parts, whole)
+    # Sampling rounds by the size of its batch, by up to 6e-5 seen.
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=2e-4)
     torch.testing.assert_close(find_depth_span(scene.images, scene.cameras), span)
     assert sizes == [most] * 9  # Evidence once and the span twice, three views each.
 

@@ -60,10 +60,8 @@ class PlaneSweep:
         Raises:
             InputError: Fewer than two views came, or they do not overlap.
         """
-        small, small_cameras = reduce_scene(scene, self.coarse_side)
-        span = find_depth_span(small, small_cameras)
-        images, cameras = reduce_scene(scene, self.long_side)
-        inverse_depth, evidence = self._match(images, cameras, span)
+        inverse_depth, evidence = self.find_evidence(scene)
+        images, _ = reduce_scene(scene, self.long_side)
         confidence = estimate_confidence(evidence)
         filled, confidence = fill_untrusted(inverse_depth, confidence, images)
         size = (scene.cameras.height, scene.cameras.width)
@@ -71,6 +69,18 @@ class PlaneSweep:
             depth=1 / F.interpolate(filled[:, None], size, mode="nearest-exact")[:, 0],
             confidence=F.interpolate(confidence[:, None], size, mode="nearest-exact")[:, 0],
         )
+
+    @torch.no_grad()
+    def find_evidence(self, scene: Scene) -> tuple[Float[Tensor, "V H W"], Evidence]:
+        """Return inverse depths at working size, none filled, with what speaks for them.
+
+        Raises:
+            InputError: Fewer than two views came, or they do not overlap.
+        """
+        small, small_cameras = reduce_scene(scene, self.coarse_side)
+        span = find_depth_span(small, small_cameras)
+        images, cameras = reduce_scene(scene, self.long_side)
+        return self._match(images, cameras, span)
 
     def _match(
         self, images: Float[Tensor, "V 3 H W"], cameras: Cameras, span: Float[Tensor, "V 2"]

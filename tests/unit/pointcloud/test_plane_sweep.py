@@ -9,6 +9,7 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.geometry.rigid import look_at
 from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud.confidence import estimate_confidence
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 from fvgen_recon.types import Cameras, Scene
 
@@ -45,6 +46,16 @@ def test_confidence_orders_errors(staged):
     third = len(order) // 3
     low, high = error[order[:third]].mean(), error[order[-third:]].mean()
     assert high < 0.5 * low
+
+
+def test_evidence_decides_what_is_trusted_and_its_depths_are_not_filled(staged):
+    scene, _, maps = staged
+    inverse_depth, evidence = PlaneSweep().find_evidence(scene)
+    trusted = estimate_confidence(evidence) >= 0.5
+    assert torch.equal(trusted, maps.confidence >= 0.5)
+    found = 1 / inverse_depth
+    assert torch.allclose(found[trusted], maps.depth[trusted])
+    assert ((found / maps.depth - 1)[~trusted].abs() > 1e-3).any()
 
 
 def test_cloud_holds_every_pixel_of_every_view_and_comes_out_the_same_twice(staged):

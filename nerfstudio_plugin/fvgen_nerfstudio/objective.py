@@ -95,14 +95,15 @@ class TrainableModel(RefinableModel):
             losses["opacity_loss"] = config.opacity_weight * mean
         if config.scale_weight > 0:
             losses["scale_loss"] = config.scale_weight * torch.exp(self.scales).mean()
-        if batch.get("is_generated", False) or outputs["depth"] is None:
+        if batch.get("is_generated", False) or "depth" not in batch:
             return losses
-        depth, alpha = (outputs[key].permute(2, 0, 1) for key in ("depth", "accumulation"))
-        if config.depth_weight > 0 and "depth" in batch:
+        alpha = outputs["accumulation"].permute(2, 0, 1)
+        if config.depth_weight > 0:
+            depth = outputs["depth"].permute(2, 0, 1)
             measured = (batch["depth"], batch["depth_weight"])
             loss = self._depth_losses(depth, alpha.detach(), *measured)[0]
             losses["depth_loss"] = config.depth_weight * loss
-        if config.solid_weight > 0 and "depth" in batch:
+        if config.solid_weight > 0:
             loss = solid_loss(alpha, batch["depth_weight"])
             losses["solid_loss"] = config.solid_weight * loss
         return losses

@@ -101,6 +101,15 @@ def test_measured_depth_pulls_gaussians_to_it(batch):
     assert "depth_loss" not in model.get_loss_dict(model(_photo(1)), generated)
 
 
+def test_surfaces_are_asked_to_be_opaque_where_no_depth_is_asked_for(batch):
+    model = _seeded(solid_weight=0.5, depth_weight=0.0).train()
+    measured = {"depth": torch.full((1, 12, 16), 3.0), "depth_weight": torch.ones(1, 12, 16)}
+    losses = model.get_loss_dict(model(_photo(1)), {**batch, **measured})
+    assert "depth_loss" not in losses
+    losses["solid_loss"].backward()
+    assert model.gauss_params["opacities"].grad.abs().sum() > 0
+
+
 def test_dropout_rises_with_the_run_and_never_touches_evaluation():
     model = _seeded(dropout=0.5)
     model.num_steps = 100

@@ -39,6 +39,8 @@ class Options:
     """What `student_ablation.py` wrote, one file a run."""
     num_steps: int = 4
     """Steps of the samplers to show; recipes that were not measured at so many are left out."""
+    figure: Path | None = None
+    """Picture of PSNR against ST-LPIPS over all runs, each recipe at its most steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,7 @@ def pool(samples: Sequence[Sample]) -> Sample:
     return Sample(count=count, mean=mean, spread=math.sqrt(squares / (count - 1)))
 
 
-def read_rows(options: Options) -> list[Mapping[str, Any]]:
-    """Return the rows of all runs at the number of steps.
-
-    Raises:
-        InputError: A file is none of the ablation's, or runs are measured on other clips.
-    """
+def _all_rows(options: Options, num_steps: int) -> list[Mapping[str, Any]]:
     rows = []
     for path in options.results:
         content = read_json(path)
@@ -86,7 +83,17 @@ def read_rows(options: Options) -> list[Mapping[str, Any]]:
                 f"A file that student_ablation.py wrote was expected: {path} holds no rows and "
                 "legs."
             )
-        rows += [row for row in content["rows"] if row["num_steps"] == options.num_steps]
+        rows += [row for row in content["rows"] if row["num_steps"] == num_steps]
+    return rows
+
+
+def read_rows(options: Options) -> list[Mapping[str, Any]]:
+    """Return the rows of all runs at the number of steps.
+
+    Raises:
+        InputError: A file is none of the ablation's, or runs are measured on other clips.
+    """
+    rows = _all_rows(options, options.num_steps)
     if not rows:
         raise InputError(f"No row at {options.num_steps} steps is in these files: choose others.")
     clips = sorted({row["clips"] for row in rows})
@@ -95,6 +102,27 @@ def read_rows(options: Options) -> list[Mapping[str, Any]]:
             f"Runs on the same clips were expected: {' and '.join(map(str, clips))} came. Give "
             "each group a table of its own."
         )
+    return rows
+
+
+def pooled_rows(options: Options) -> list[dict[str, Any]]:
+    """Return what a picture shows: a row for each recipe and sampler over all runs.
+
+    Raises:
+        InputError: As for `read_rows`.
+    """
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for steps in (1, 2, 4, 8, 50):
+        for row in _all_rows(options, steps):
+            groups.setdefault((row["recipe"], row["kind"], steps), []).append(row)
+    rows = []
+    for (recipe, kind, steps), group in groups.items():
+        row = {"recipe": recipe, "kind": kind, "num_steps": steps}
+        row["updates"] = max(r["updates"] for r in group)
+        for key in ("psnr", "perceptual"):
+            whole = _pooled(group, key)
+            row |= {key: whole.mean, f"{key}_spread": whole.spread}
+        rows.append(row)
     return rows
 
 
@@ -114,18 +142,23 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(group: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
     """Return mean and spread of a number over the trainings that have it."""
-    samples = [
-        Sample(count=row["seeds"], mean=row[key], spread=row.get(f"{key}_spread"))
-        for row in group
-        if row.get(key) is not None
-    ]
-    if not samples:
+    if all(row.get(key) is None for row in group):
         return "-"
-    whole = pool(samples)
+    whole = _pooled(group, key)
     missing = sum(row["seeds"] for row in group) - whole.count
     text = f"{whole.mean:.{digits}f}"
     text += "" if whole.spread is None else f" ± {whole.spread:.{digits}f}"
     return f"{text} (n {whole.count})" if missing else text
+
+
+def _pooled(group: Sequence[Mapping[str, Any]], key: str) -> Sample:
+    return pool(
+        [
+            Sample(count=row["seeds"], mean=row[key], spread=row.get(f"{key}_spread"))
+            for row in group
+            if row.get(key) is not None
+        ]
+    )
 
 
 def _updates(group: Sequence[Mapping[str, Any]]) -> str:
@@ -137,9 +170,13 @@ def _updates(group: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(options: Options) -> int:
-    """Print the table."""
+    """Print the table, draw the picture."""
     try:
         rows = read_rows(options)
+        if options.figure is not None:
+            from student_table import draw
+
+            draw(pooled_rows(options), options.figure)
     except FvgenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -99,6 +99,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.2, 4.6))
+    axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         is_trained = row["updates"] > 0

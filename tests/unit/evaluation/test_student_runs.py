@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.student_runs import COLUMNS, Options, Sample, main, pool
+from benchmarks.student_runs import COLUMNS, Options, Sample, main, pool, pooled_rows
 from benchmarks.student_table import collect
 
 FIRST, SECOND = [1.0, 2.0, 6.0], [4.0, 9.0]
@@ -92,3 +92,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys, rows, num_steps, s
     path.write_text("{}") if rows is None else write_run(path, *rows)
     assert main(Options(results=(path,), num_steps=num_steps)) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_picture_shows_each_recipe_over_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "benchmarks")
+    first = write_run(tmp_path / "a.json", make_row("GAN", [1.0, 3.0]), make_row("GAN", [9.0], 2))
+    second = write_run(tmp_path / "b.json", make_row("GAN", [5.0]))
+    options = Options(results=(first, second), figure=tmp_path / "f.png")
+    rows = {row["num_steps"]: row for row in pooled_rows(options)}
+    assert rows[4]["psnr"] == pytest.approx(3.0)
+    assert rows[4]["psnr_spread"] == pytest.approx(2.0)
+    assert (rows[2]["psnr"], rows[2]["psnr_spread"]) == (9.0, None)
+    assert main(options) == 0
+    assert (tmp_path / "f.png").stat().st_size > 5000

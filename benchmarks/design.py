@@ -116,6 +116,12 @@ class Options:
         return self.out.with_suffix("") / f"{slug}.json"
 
 
+def settings(options: Options) -> dict[str, Any]:
+    """Return what decides a variant's result beside the variant and the clips."""
+    names = ("recipe", "updates", "batch_size", "max_clips", "seed")
+    return {name: getattr(options, name) for name in names}
+
+
 def shape(options: Options, variant: Variant) -> CompactConfig:
     """Return the network's shape: the recipe's, without a gate unless the variant has one."""
     base = replace(RECIPES[options.recipe]().network, gate=False)
@@ -157,6 +163,7 @@ def train(name: str, options: Options) -> dict[str, Any]:
     video = VideoModel(codec=codec, backbone=average, schedule=schedule, name=name, weights_hash="")
     return {
         "variant": name,
+        "settings": settings(options),
         "config": asdict(config),
         "prediction": variant.prediction,
         "millions": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
@@ -214,9 +221,9 @@ def run_variant(name: str, gpu: int | None, options: Options, start: float) -> s
 
 
 def is_finished(name: str, options: Options) -> bool:
-    """Tell whether a variant was trained before for as many updates."""
+    """Tell whether a variant was trained before with the same settings."""
     path = options.path(name)
-    return path.is_file() and read_json(path)["updates"] == options.updates
+    return path.is_file() and read_json(path)["settings"] == settings(options)
 
 
 def run_all(options: Options) -> dict[str, str]:
@@ -273,8 +280,7 @@ def main(options: Options) -> int:
     results = [read_json(path) for path in found]
     content = {
         "machine": describe_machine(options.commit),
-        "updates": options.updates,
-        "batch_size": options.batch_size,
+        "settings": settings(options),
         "failures": failures,
         "variants": results,
     }

@@ -41,6 +41,11 @@ def test_variants_are_trained_alike_and_kept(tmp_path: Path) -> None:
     again = _call(tmp_path, "--variants", "no attention")
     assert again.returncode == 0, again.stderr
     assert next((tmp_path / "design").glob("no_attention.json")).stat().st_mtime_ns == kept
+    other = _call(tmp_path, "--variants", "no attention", "--seed", "1")
+    assert other.returncode == 0, other.stderr
+    anew = json.loads((tmp_path / "design.json").read_text())["variants"][0]
+    assert anew["settings"]["seed"] == 1
+    assert anew["curve"] != regression["curve"]
 
 
 def test_unknown_variants_and_missing_clips_are_told(tmp_path: Path) -> None:

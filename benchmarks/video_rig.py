@@ -30,7 +30,7 @@ from fvgen_recon.diffusion.viewcrafter.architecture import (
     build_parts,
 )
 from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 from fvgen_recon.types import Anchor, Guidance
 
 STUDENT_STEPS = 4

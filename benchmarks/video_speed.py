@@ -47,7 +47,7 @@ from video_variants import (
 
 from fvgen_recon.diffusion.sampler import SampleStep
 from fvgen_recon.diffusion.viewcrafter.kernel import save_kernels
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 from fvgen_recon.io.file import write_json
 
 START = time.perf_counter()

@@ -82,7 +82,8 @@ def _export_viewcrafter(
     folder: Path, teacher: Path | None, student: nn.Module, rollout: RolloutSettings
 ) -> None:
     from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
-    from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+    from fvgen_recon.diffusion.viewcrafter.pipeline import ViewCrafterPipeline
+    from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 
     if teacher is None:
         raise InputError("Writing this student needs the teacher's folder, for its other networks.")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from unit.diffusion.viewcrafter.small import make_guidance, write_model
 
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 from fvgen_recon.distill.config import LoraSettings, TrainSettings, stage_rollout
 from fvgen_recon.distill.data import MemoryClips
 from fvgen_recon.distill.model import BACKBONES, finished_student, start_networks

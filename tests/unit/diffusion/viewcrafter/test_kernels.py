@@ -7,8 +7,9 @@ import pytest
 import torch
 from unit.diffusion.viewcrafter.small import NUM_FRAMES, make_unet, write_model
 
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+from fvgen_recon.diffusion.viewcrafter.pipeline import ViewCrafterPipeline
 from fvgen_recon.diffusion.viewcrafter.replay import ReplayedForward, replay_forwards
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 
 pytest.importorskip("triton")
 
@@ -177,7 +178,7 @@ _PIPELINE = """
 import sys
 import warnings
 from unit.diffusion.viewcrafter.small import make_guidance
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 
 def seed():
     return torch.Generator().manual_seed(0)

@@ -15,7 +15,8 @@ from fvgen_recon.diffusion.viewcrafter.generator import (
     load_video_model,
     weights_hash,
 )
-from fvgen_recon.diffusion.viewcrafter.pipeline import FVGenPipeline, ViewCrafterPipeline
+from fvgen_recon.diffusion.viewcrafter.pipeline import ViewCrafterPipeline
+from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
 from fvgen_recon.distill.model import BACKBONES
 from fvgen_recon.distill.rollout import RolloutSettings
 from fvgen_recon.errors import InputError, WeightsError

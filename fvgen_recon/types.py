@@ -138,6 +138,9 @@ class PointCloud:
     the dense single-view layers."""
     view: Int[Tensor, "N"]
     """Index of the input view that a point was lifted from; -1 where it has none."""
+    alternatives: "tuple[PointCloud, ...]" = ()
+    """The same photos at the depths of other estimators: what a generator may copy from where the
+    points are wrong, never evidence. Selecting points drops them."""
 
     def __post_init__(self) -> None:
         """Check what a shape cannot say."""
@@ -168,6 +171,7 @@ class PointCloud:
             rgb=self.rgb.to(device),
             confidence=self.confidence.to(device),
             view=self.view.to(device),
+            alternatives=tuple(cloud.to(device) for cloud in self.alternatives),
         )
 
 
@@ -261,6 +265,11 @@ class Guidance:
     """Frames that hold a clean photo."""
     reference: Float[Tensor, "3 H W"]
     """The clean photo of the first anchor (the image that a teacher's image encoder sees)."""
+    alternatives: Float[Tensor, "K T 3 H W"] | None = None
+    """Renders of further guesses: all pixels of the other input views together, then those of the
+    first and of the last anchor at each of the cloud's alternative depths. None: not rendered."""
+    alternative_masks: Bool[Tensor, "K T 1 H W"] | None = None
+    """True where such a render was hit by a point."""
 
     def __post_init__(self) -> None:
         """Check that anchors lie on the clip."""
@@ -280,7 +289,9 @@ class Guidance:
 
     def to(self, device: torch.device | str) -> "Guidance":
         """Move the tensors to a device."""
-        names = ("frames", "mask", "depth", "layers", "layer_masks", "reference")
+        names = ["frames", "mask", "depth", "layers", "layer_masks", "reference"]
+        if self.alternatives is not None:
+            names += ["alternatives", "alternative_masks"]
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 

@@ -358,7 +358,7 @@ def main(args: Arguments) -> None:
         device=device,
         seed=args.seed,
         # Nothing can be learned from a gate that no stage has trained.
-        gated=recipe.network.gate and any(isinstance(s, PretrainConfig) for s in stages),
+        is_grown=any(isinstance(s, PretrainConfig) for s in stages),
         is_compiled=args.compile and device.type == "cuda",
         is_recorded=args.record and device.type == "cuda",
     )

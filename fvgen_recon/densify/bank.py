@@ -78,9 +78,14 @@ class BankEntry:
 def hash_guidance(guidance: Guidance) -> str:
     """Return a short hash of a conditioning, stable to 8-bit colour."""
     digest = hashlib.sha256()
-    for image in (guidance.frames, guidance.layers, guidance.reference):
+    images = [guidance.frames, guidance.layers, guidance.reference]
+    masks = [guidance.mask, guidance.layer_masks]
+    if guidance.alternatives is not None and guidance.alternative_masks is not None:
+        images.append(guidance.alternatives)
+        masks.append(guidance.alternative_masks)
+    for image in images:
         digest.update((image * 255).round().to(torch.uint8).cpu().numpy().tobytes())
-    for mask in (guidance.mask, guidance.layer_masks):
+    for mask in masks:
         digest.update(mask.cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 

@@ -1,6 +1,6 @@
 """The networks of a compact training, who plays which role, and how they are kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import (
     CompactCard,
-    add_gate,
     load_compact,
     save_compact,
+    widen,
 )
 from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.diffusion.compact.config import CompactConfig
@@ -103,7 +103,7 @@ def make_cast(
     teacher: Path | None,
     device: torch.device,
     seed: int,
-    gated: bool = False,
+    is_grown: bool = False,
     is_compiled: bool = False,
     is_recorded: bool = False,
 ) -> Cast:
@@ -115,7 +115,8 @@ def make_cast(
         teacher: Folder of the teacher's; that of `init` by default.
         device: Where to put them.
         seed: Seed of new weights.
-        gated: Give kept networks without a gate a new one, for stages that train it.
+        is_grown: Give kept networks the gate and the alternatives of `config` that they lack, for
+            stages that train them.
         is_compiled: Compile the blocks.
         is_recorded: Replay CUDA graphs; for a GPU only.
 
@@ -123,9 +124,11 @@ def make_cast(
         WeightsError: A folder is incomplete or damaged, or the two differ in shape.
     """
     torch.manual_seed(seed)
-    model = CompactBackbone(config) if init is None else _load(init, gated)
-    expert = _twin(model) if teacher is None else _load(teacher, gated)
-    if expert.config != model.config:
+    wanted = config if is_grown else None
+    model = CompactBackbone(config) if init is None else _load(init, wanted)
+    expert = _twin(model) if teacher is None else _load(teacher, wanted)
+    # Alternatives may differ: a network reads those that it knows.
+    if replace(expert.config, num_alternatives=model.config.num_alternatives) != model.config:
         raise WeightsError(
             f"Student and teacher must have one shape: {init} has {model.config} and {teacher} "
             f"{expert.config}."
@@ -155,10 +158,12 @@ def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool
         Recordings().record(backbone, through=True)
 
 
-def _load(folder: Path, gated: bool) -> CompactBackbone:
+def _load(folder: Path, wanted: CompactConfig | None) -> CompactBackbone:
     backbone = load_compact(folder)[0].backbone
     assert isinstance(backbone, CompactBackbone)
-    return add_gate(backbone) if gated and not backbone.config.gate else backbone
+    if wanted is None:
+        return backbone
+    return widen(backbone, gate=wanted.gate, num_alternatives=wanted.num_alternatives)
 
 
 def _twin(backbone: CompactBackbone) -> CompactBackbone:

@@ -46,6 +46,10 @@ class ClipBatch:
     """The real photos."""
     gap_deg: Float[Tensor, "B"]
     """Angle between the two ends."""
+    alternatives: UInt8[Tensor, "B K T 3 H W"]
+    """Renders of further guesses (`Guidance.alternatives`)."""
+    alternative_masks: Bool[Tensor, "B K T 1 H W"]
+    """True where one of them was hit."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -75,8 +79,11 @@ def save_clips(path: Path, clips: ClipBatch) -> None:
 
 
 def load_clips(path: Path) -> ClipBatch:
-    """Read the clips of `save_clips`."""
-    return ClipBatch(**load_file(path))
+    """Read the clips of `save_clips`; those that were made without alternatives have none."""
+    tensors = load_file(path)
+    tensors.setdefault("alternatives", tensors["layers"][:, :0])
+    tensors.setdefault("alternative_masks", tensors["layer_masks"][:, :0])
+    return ClipBatch(**tensors)
 
 
 def _working_size(scene: PackedScene, crop: tuple[int, int], zoom: float) -> tuple[int, int]:
@@ -92,7 +99,7 @@ def _thin(cloud: PointCloud, rng: torch.Generator) -> PointCloud:
         return cloud
     keep = torch.rand(len(cloud), generator=rng).to(cloud.xyz.device) > share
     confidence = torch.where(keep, cloud.confidence, cloud.confidence.clamp_max(0.4))
-    return PointCloud(xyz=cloud.xyz, rgb=cloud.rgb, confidence=confidence, view=cloud.view)
+    return replace(cloud, confidence=confidence)
 
 
 def _disturb(cloud: PointCloud, cameras: Cameras, rng: torch.Generator) -> PointCloud:
@@ -166,6 +173,9 @@ def build_clips(
     cloud = estimator.estimate(scene)
     if rng is not None:
         cloud = _disturb(_thin(cloud, rng), scene.cameras, rng)
+        # Undisturbed guesses beside disturbed points would teach to rely on them.
+        others = tuple(_disturb(other, scene.cameras, rng) for other in cloud.alternatives)
+        cloud = replace(cloud, alternatives=others)
     cameras = packed.cameras.resize(*size)
     clips = []
     for path in plan.paths:
@@ -206,6 +216,7 @@ def _cut(
         x = x.mT if height > width else x
         return x if x.dtype == torch.bool else (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
+    assert guidance.alternatives is not None and guidance.alternative_masks is not None
     return ClipBatch(
         frames=crop(guidance.frames)[None],
         mask=crop(guidance.mask)[None],
@@ -213,6 +224,8 @@ def _cut(
         layer_masks=crop(guidance.layer_masks[:2])[None],
         target=crop(target)[None],
         gap_deg=torch.tensor([gap_deg], device=target.device),
+        alternatives=crop(guidance.alternatives)[None],
+        alternative_masks=crop(guidance.alternative_masks)[None],
     )
 
 

@@ -105,23 +105,47 @@ def _lose_patches(mask: Tensor, rng: torch.Generator) -> Tensor:
     return mask & keep
 
 
+def _lose_guesses(masks: Tensor, rng: torch.Generator) -> Tensor:
+    """Take the alternatives away from some clips: the other views, or the ends' further depths."""
+    keep = torch.rand(len(masks), 2, generator=rng, device=masks.device) > 0.2
+    keep = torch.cat([keep[:, :1], keep[:, 1:].expand(-1, max(0, masks.shape[1] - 1))], dim=1)
+    return masks & keep[:, : masks.shape[1], None, None, None, None]
+
+
+def _reverse(guesses: Tensor) -> Tensor:
+    """Turn time round in alternatives: the two ends of each further depth change places."""
+    count = guesses.shape[1]
+    order = [0, *(i + 1 if i % 2 else i - 1 for i in range(1, count))][:count]
+    return guesses[:, order].flip(2)
+
+
 def _augment(clips: ClipBatch, rng: torch.Generator) -> tuple[Sources, Tensor]:
-    """Flip, turn time round, change colours and open holes."""
-    frames, layers, target = (x.float() / 255 for x in (clips.frames, clips.layers, clips.target))
-    mask, layer_masks = clips.mask, clips.layer_masks
+    """Flip, turn time round, change colours, open holes and take alternatives away."""
+    colors = (clips.frames, clips.layers, clips.target, clips.alternatives)
+    frames, layers, target, guesses = (x.float() / 255 for x in colors)
+    mask, layer_masks, guess_masks = clips.mask, clips.layer_masks, clips.alternative_masks
     flips = torch.rand(3, generator=rng, device=mask.device).lt(0.5).tolist()
     axes = [axis for axis, flip in zip((-1, -2), flips, strict=False) if flip]
     tensors = [torch.flip(x, axes) for x in (frames, mask, layers, layer_masks, target)]
+    guesses, guess_masks = (torch.flip(x, axes) for x in (guesses, guess_masks))
     if flips[2]:
         turn = ([1], [1], [1, 2], [1, 2], [1])
         tensors = [torch.flip(x, axis) for x, axis in zip(tensors, turn, strict=True)]
+        guesses, guess_masks = _reverse(guesses), _reverse(guess_masks)
     frames, mask, layers, layer_masks, target = tensors
-    frames, layers, target = _jitter([frames, layers, target], rng)
+    frames, layers, target, guesses = _jitter([frames, layers, target, guesses], rng)
     mask = _lose_patches(mask, rng)
+    guess_masks = _lose_guesses(guess_masks, rng)
     anchor = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
     anchor[:, [0, -1]] = True
     sources = Sources(
-        frames=frames * mask, mask=mask, layers=layers, layer_masks=layer_masks, is_anchor=anchor
+        frames=frames * mask,
+        mask=mask,
+        layers=layers,
+        layer_masks=layer_masks,
+        is_anchor=anchor,
+        alternatives=guesses,
+        alternative_masks=guess_masks,
     )
     return sources, target
 
@@ -136,6 +160,8 @@ def plain_sources(clips: ClipBatch) -> tuple[Sources, Float[Tensor, "B T 3 H W"]
         layers=clips.layers.float() / 255,
         layer_masks=clips.layer_masks,
         is_anchor=anchor,
+        alternatives=clips.alternatives.float() / 255,
+        alternative_masks=clips.alternative_masks,
     )
     return sources, clips.target.float() / 255
 
@@ -148,7 +174,7 @@ def prepare_batch(clips: ClipBatch, codec: CompactCodec, rng: torch.Generator | 
         condition=codec.condition_sources(sources),
         target=target,
         hole=1 - sources.mask.float(),
-        unseen=~(sources.mask | sources.layer_masks.any(dim=1)),
+        unseen=sources.unseen,
     )
 
 

@@ -1,6 +1,6 @@
 """Two depths of every pixel, by plane sweep and by the stereo network, and of both the surer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -33,19 +33,27 @@ class CombinedStereo:
     """The stereo network."""
 
     def estimate(self, scene: Scene) -> PointCloud:
-        """Return one point for every pixel of every view.
+        """Return one point for every pixel of every view; both depths are its alternatives.
 
         Raises:
             InputError: Fewer than two views came, or they do not overlap.
             WeightsError: The weights of the network are missing or damaged.
         """
-        return lift_depth(scene, self.estimate_depth(scene))
+        first, second = self._both(scene)
+        guesses = tuple(lift_depth(scene, maps) for maps in (first, second))
+        return replace(lift_depth(scene, _surer(first, second)), alternatives=guesses)
 
     def estimate_depth(self, scene: Scene) -> DepthMaps:
         """Return depth and confidence of every pixel of every view, at image resolution."""
-        first, second = self.network.estimate_depth(scene), self.sweep.estimate_depth(scene)
-        is_first = first.confidence >= second.confidence
-        return DepthMaps(
-            depth=torch.where(is_first, first.depth, second.depth),
-            confidence=torch.maximum(first.confidence, second.confidence),
-        )
+        return _surer(*self._both(scene))
+
+    def _both(self, scene: Scene) -> tuple[DepthMaps, DepthMaps]:
+        return self.network.estimate_depth(scene), self.sweep.estimate_depth(scene)
+
+
+def _surer(first: DepthMaps, second: DepthMaps) -> DepthMaps:
+    is_first = first.confidence >= second.confidence
+    return DepthMaps(
+        depth=torch.where(is_first, first.depth, second.depth),
+        confidence=torch.maximum(first.confidence, second.confidence),
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fvgen_recon.diffusion.compact.config import CompactConfig
+from fvgen_recon.diffusion.compact.config import NUM_ALTERNATIVES, CompactConfig
 from fvgen_recon.diffusion.sampler import GuidanceScale
 from fvgen_recon.distill.budget import DistilConfig
 from fvgen_recon.distill.clip import write_bank
@@ -18,7 +18,7 @@ from fvgen_recon.distill.pretrain import PretrainConfig
 from fvgen_recon.distill.rollout import NoiseRange, RolloutSettings
 from fvgen_recon.distill.source import SourceShares
 from fvgen_recon.pointcloud.base import PointCloudEstimator
-from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
+from fvgen_recon.pointcloud.combined import CombinedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 
 
@@ -128,7 +128,7 @@ def distillation_stages() -> tuple[DistilConfig, ...]:
 def full() -> CompactRecipe:
     """About ten minutes on one H100 or H200."""
     return CompactRecipe(
-        network=CompactConfig(gate=True),
+        network=CompactConfig(gate=True, num_alternatives=NUM_ALTERNATIVES),
         num_frames=8,
         crop=(160, 256),
         num_plans=1200,
@@ -136,9 +136,10 @@ def full() -> CompactRecipe:
         min_clips=400,
         clips_per_scene=6,
         num_views=3,
-        limits=PairLimits(),
+        # Three photos of a whole capture lie farther apart than those that stereo is trained on.
+        limits=PairLimits(max_gap_deg=75.0, max_turn_deg=80.0, max_off_axis=0.5),
         shares=SourceShares(real=0.75, procedural=0.25, splat=0.0),
-        estimator=LearnedStereo(),
+        estimator=CombinedStereo(),
         stages=(
             PretrainConfig(
                 name="regression", seconds=160.0, perceptual_weight=0.5, perceptual_start=0.3
@@ -160,6 +161,7 @@ def debug() -> CompactRecipe:
             head_dim=16,
             embedding=32,
             gate=True,
+            num_alternatives=NUM_ALTERNATIVES,
         ),
         num_frames=4,
         crop=(48, 80),

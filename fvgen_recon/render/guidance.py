@@ -103,6 +103,7 @@ def render_guidance(
     for anchor in trajectory.anchors:
         frames[anchor.frame] = scene.images[anchor.view]
         mask[anchor.frame] = True
+    guesses = [] if config.is_raw else _draw_guesses(cloud, ends, cameras, config)
     return Guidance(
         frames=frames,
         mask=mask,
@@ -111,7 +112,18 @@ def render_guidance(
         layer_masks=torch.stack([layer.mask for layer in layers]),
         anchors=trajectory.anchors,
         reference=scene.images[ends[0]],
+        alternatives=torch.stack([guess.frames for guess in guesses]) if guesses else None,
+        alternative_masks=torch.stack([guess.mask for guess in guesses]) if guesses else None,
     )
+
+
+def _draw_guesses(
+    cloud: PointCloud, ends: tuple[int, ...], cameras: Cameras, config: GuidanceConfig
+) -> list[_Picture]:
+    """Render the views that are no ends together, then the ends at each alternative depth."""
+    is_end = torch.isin(cloud.view, torch.tensor(ends, device=cloud.view.device))
+    others = [other[other.view == view] for other in cloud.alternatives for view in ends]
+    return [_draw(part, cameras, config) for part in (cloud[~is_end], *others)]
 
 
 def render_surface(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> PointRender:

@@ -50,7 +50,8 @@ class Similarity:
         """Move points."""
         motion = self.motion.to(cloud.xyz)
         xyz = self.scale * (cloud.xyz @ motion[:, :3].mT + motion[:, 3])
-        return PointCloud(xyz=xyz, rgb=cloud.rgb, confidence=cloud.confidence, view=cloud.view)
+        others = tuple(self.points(other) for other in cloud.alternatives)
+        return replace(cloud, xyz=xyz, alternatives=others)
 
     def scene(self, scene: Scene) -> Scene:
         """Move a scene."""

@@ -62,7 +62,7 @@ class CompactBackbone(nn.Module):
         x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
         x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
         levels = level.repeat_interleave(x_t.shape[2])
-        maps = (_to_maps(condition.concat), _to_maps(x_t), levels)
+        maps = (self._condition(condition), _to_maps(x_t), levels)
         x0 = self.head(_run(self.up1, x, emb), *maps)
         mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
         return _to_clips(x0, batch), mid
@@ -74,12 +74,16 @@ class CompactBackbone(nn.Module):
         maps = self._encode(x_t, self.time(self._level(t)), condition)
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
+    def _condition(self, condition: Condition) -> Tensor:
+        """Return the part that this network reads: it may be fewer alternatives than there are."""
+        return _to_maps(condition.concat[:, : self.config.condition_channels])
+
     def _level(self, t: Tensor) -> Tensor:
         return t.float() / (self.config.num_timesteps - 1)
 
     def _encode(self, x_t: Tensor, emb: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """Return bottleneck and skips as maps."""
-        maps = _to_maps(condition.concat)
+        maps = self._condition(condition)
         x = torch.cat([_to_maps(x_t).to(maps.dtype), maps], dim=1)
         x = self.stem(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
         skip1 = _run(self.down1, x, emb)

@@ -170,18 +170,31 @@ def load_compact(
     return model, card
 
 
-def add_gate(backbone: CompactBackbone) -> CompactBackbone:
-    """Return the same weights in a network with a gate, to be trained.
+def widen(backbone: CompactBackbone, *, gate: bool, num_alternatives: int) -> CompactBackbone:
+    """Return the same weights in a network with a gate or more renders to copy from, to be trained.
 
-    What it answers to pure noise stays: the gate is closed there, and what it sees and says starts
-    at zero. At other times the answer changes at once. A network that has a gate is copied.
+    With a gate, what it answers to pure noise stays: the gate is closed there, and what it sees and
+    says starts at zero. At other times the answer changes at once. Alternatives have a small share
+    of the copy at first, where they are given. What the network has already it keeps.
+
+    Raises:
+        WeightsError: It has alternatives but no gate; then a gate cannot be put before them.
     """
-    wider = CompactBackbone(replace(backbone.config, gate=True))
+    config = backbone.config
+    gate = gate or config.gate
+    num_alternatives = max(num_alternatives, config.num_alternatives)
+    if gate and not config.gate and config.num_alternatives > 0:
+        raise WeightsError(
+            "A network without alternatives was expected, to be given a gate: this one has "
+            f"{config.num_alternatives}. Train it from weights without them, or without a gate."
+        )
+    wider = CompactBackbone(replace(config, gate=gate, num_alternatives=num_alternatives))
     wider.to(next(backbone.parameters()))
     state = backbone.state_dict()
     with torch.no_grad():
         for name, value in wider.state_dict().items():
-            value.zero_()
+            if not name.endswith("finish.start"):
+                value.zero_()
             # What is new lies behind what there was, along every axis.
             value[tuple(slice(size) for size in state[name].shape)] = state[name]
     return wider

@@ -1,7 +1,7 @@
 """Between frames and the latents of the compact model, and from guidance to its condition."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -29,26 +29,45 @@ class Sources:
     """True where a layer was hit."""
     is_anchor: Bool[Tensor, "B T"]
     """Frames that hold a photo."""
+    alternatives: Float[Tensor, "B K T 3 H W"]
+    """Renders of further guesses (`Guidance.alternatives`)."""
+    alternative_masks: Bool[Tensor, "B K T 1 H W"]
+    """True where one of them was hit."""
+
+    @property
+    def unseen(self) -> Bool[Tensor, "B T 1 H W"]:
+        """True where no render was hit."""
+        layers = torch.cat([self.layer_masks, self.alternative_masks], dim=1)
+        return ~(self.mask | layers.any(dim=1))
 
     def __getitem__(self, index: slice | Tensor) -> "Sources":
         """Select clips."""
-        names = ("frames", "mask", "layers", "layer_masks", "is_anchor")
-        return Sources(**{name: getattr(self, name)[index] for name in names})
+        return Sources(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def _shuffle(frames: Tensor, patch: int) -> Tensor:
     return F.pixel_unshuffle(frames, patch).transpose(1, 2)
 
 
-def _first_two_layers(guidance: Guidance) -> tuple[Tensor, Tensor]:
-    missing = max(0, 2 - guidance.layers.shape[0])
-    pad = (0, 0) * 4 + (0, missing)
-    layers, masks = guidance.layers[:2], guidance.layer_masks[:2]
+def _first_layers(layers: Tensor, masks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return so many layers `... L T C H W`; missing ones count as not hit anywhere."""
+    pad = (0, 0) * 4 + (0, max(0, count - layers.shape[-5]))
+    layers, masks = layers[..., :count, :, :, :, :], masks[..., :count, :, :, :, :]
     return F.pad(layers, pad), F.pad(masks.float(), pad) > 0.5
 
 
-def stack_guidance(guidance: Sequence[Guidance]) -> Sources:
+def _guesses(guidance: Guidance, count: int) -> tuple[Tensor, Tensor]:
+    if guidance.alternatives is None or guidance.alternative_masks is None:
+        return _first_layers(guidance.layers[:0], guidance.layer_masks[:0], count)
+    return _first_layers(guidance.alternatives, guidance.alternative_masks, count)
+
+
+def stack_guidance(guidance: Sequence[Guidance], num_alternatives: int = 0) -> Sources:
     """Stack guidance of one size and length; missing layers count as not hit anywhere.
+
+    Args:
+        guidance: One for each clip.
+        num_alternatives: Renders of further guesses to take along.
 
     Raises:
         InputError: The clips differ in length or size.
@@ -59,13 +78,16 @@ def stack_guidance(guidance: Sequence[Guidance]) -> Sources:
             f"Clips of one length and size were expected in a batch: {sorted(shapes)} came; "
             "generate them one by one."
         )
-    layers = [_first_two_layers(g) for g in guidance]
+    layers = [_first_layers(g.layers, g.layer_masks, 2) for g in guidance]
+    guesses = [_guesses(g, num_alternatives) for g in guidance]
     return Sources(
         frames=torch.stack([g.frames for g in guidance]),
         mask=torch.stack([g.mask for g in guidance]),
         layers=torch.stack([pair[0] for pair in layers]),
         layer_masks=torch.stack([pair[1] for pair in layers]),
         is_anchor=torch.stack([g.is_anchor for g in guidance]),
+        alternatives=torch.stack([pair[0] for pair in guesses]),
+        alternative_masks=torch.stack([pair[1] for pair in guesses]),
     )
 
 
@@ -123,7 +145,7 @@ class CompactCodec:
         Raises:
             InputError: Sizes differ, or are no multiples of `size_multiple`.
         """
-        return self.condition_sources(stack_guidance(guidance))
+        return self.condition_sources(stack_guidance(guidance, self.config.num_alternatives))
 
     def condition_sources(self, sources: Sources) -> Condition:
         """Return the condition of stacked renders.
@@ -143,16 +165,32 @@ class CompactCodec:
         masks = (sources.mask, sources.layer_masks[:, 0], sources.layer_masks[:, 1])
         colors = [(c * 2 - 1) * m for c, m in zip(colors, masks, strict=True)] + [fill * 2 - 1]
         planes = torch.cat([*colors, *(m.float() for m in masks), torch.ones_like(known)], dim=2)
-        concat = torch.cat([_shuffle(planes, self.config.patch), self._place(sources)], dim=1)
+        parts = [_shuffle(planes, self.config.patch), self._place(sources)]
+        if self.config.num_alternatives > 0:
+            parts.append(_shuffle(self._alternatives(sources), self.config.patch))
+        concat = torch.cat(parts, dim=1)
         context = concat.new_zeros(concat.shape[0], 0, 1)
         return Condition(concat=concat, context=context, null_context=context)
 
     def unseen(self, condition: Condition) -> Bool[Tensor, "B T 1 H W"]:
         """Return where no render hit anything, read back from the condition."""
-        area = self.config.patch**2
-        masks = condition.concat[:, 3 * NUM_SOURCES * area : (4 * NUM_SOURCES - 1) * area]
-        planes = F.pixel_shuffle(masks.transpose(1, 2), self.config.patch)
+        config = self.config
+        area = config.patch**2
+        masks = [condition.concat[:, 3 * NUM_SOURCES * area : (4 * NUM_SOURCES - 1) * area]]
+        if config.num_alternatives > 0:
+            masks.append(condition.concat[:, config.base_channels :])
+            masks[-1] = masks[-1][:, 3 * config.num_alternatives * area :]
+        planes = F.pixel_shuffle(torch.cat(masks, dim=1).transpose(1, 2), config.patch)
         return (planes < 0.5).all(dim=2, keepdim=True)
+
+    def _alternatives(self, sources: Sources) -> Tensor:
+        """Return colours, then masks, of the alternatives as planes of every frame."""
+        layers, masks = _first_layers(
+            sources.alternatives, sources.alternative_masks, self.config.num_alternatives
+        )
+        colors = (layers * 2 - 1) * masks
+        planes = [x.transpose(1, 2).flatten(2, 3) for x in (colors, masks.to(colors))]
+        return torch.cat(planes, dim=2)
 
     def _place(self, sources: Sources) -> Tensor:
         batch, num_frames, _, height, width = sources.frames.shape

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 NUM_SOURCES = 4
 """Renders to copy from: trusted points, first layer, second layer, push-pull fill."""
+NUM_ALTERNATIVES = 5
+"""Renders of further guesses that `stereo` gives: the other views, then both ends at the depths of
+the stereo network and of the plane sweep."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,9 @@ class CompactConfig:
     gate: bool = False
     """Whether the output keeps what the noisy frame shows already, each pixel as far as the network
     knows less (`WienerGate`)."""
+    num_alternatives: int = 0
+    """Further renders to copy from (`Guidance.alternatives`); those that are missing count as not
+    hit anywhere."""
     num_timesteps: int = 1000
     """Noise times run from 0 to num_timesteps - 1."""
 
@@ -44,7 +50,13 @@ class CompactConfig:
 
     @property
     def condition_channels(self) -> int:
-        """Channels of the condition: colours and masks of the sources, position, anchor flag."""
+        """Channels of the condition: colours and masks of the sources, position, anchor flag, and
+        behind them, so that a network without them reads what comes before, the alternatives."""
+        return self.base_channels + 4 * self.num_alternatives * self.patch**2
+
+    @property
+    def base_channels(self) -> int:
+        """Channels of the condition without alternatives."""
         return 4 * NUM_SOURCES * self.patch**2 + 2
 
     @property

@@ -72,7 +72,8 @@ class CompactGenerator:
         height, width = guidance.frames.shape[-2:]
         multiple = codec.size_multiple
         pad = (-height % multiple, -width % multiple)
-        sources = _pad(stack_guidance([guidance.to(self.device)]), *pad)
+        stacked = stack_guidance([guidance.to(self.device)], codec.config.num_alternatives)
+        sources = _pad(stacked, *pad)
         condition = codec.condition_sources(sources).to(self.device, self.dtype)
         rng = torch.Generator().manual_seed(seed)
         shape = (1, codec.latent_channels, *condition.concat.shape[2:])
@@ -103,8 +104,7 @@ def smooth_unseen(
         sources: The renders that it was made from.
         sigma: Of the Gaussian, in pixels; the coarsest upsampling step is 16 pixels.
     """
-    unseen = ~(sources.mask | sources.layer_masks.any(dim=1))
-    unseen = unseen & ~sources.is_anchor[:, :, None, None, None]
+    unseen = sources.unseen & ~sources.is_anchor[:, :, None, None, None]
     weight = unseen.flatten(0, 1).to(frames)
     stacked = torch.cat([frames.flatten(0, 1) * weight, weight], dim=1)
     size = 2 * round(2.5 * sigma) + 1
@@ -120,6 +120,8 @@ def _pad(sources: Sources, bottom: int, right: int) -> Sources:
     pad = (0, right, 0, bottom)
 
     def grow(x: Tensor) -> Tensor:
+        if x.numel() == 0:
+            return x.new_zeros(*x.shape[:-2], x.shape[-2] + bottom, x.shape[-1] + right)
         flat = x.flatten(0, -4).float()
         grown = F.pad(flat, pad, mode="replicate").unflatten(0, x.shape[:-3])
         return grown > 0.5 if x.dtype == torch.bool else grown.to(x.dtype)
@@ -130,6 +132,8 @@ def _pad(sources: Sources, bottom: int, right: int) -> Sources:
         layers=grow(sources.layers),
         layer_masks=grow(sources.layer_masks),
         is_anchor=sources.is_anchor,
+        alternatives=grow(sources.alternatives),
+        alternative_masks=grow(sources.alternative_masks),
     )
 
 

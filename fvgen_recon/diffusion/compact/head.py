@@ -4,6 +4,7 @@ With a gate the noisy frame comes in too, as far as it knows more than the rende
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from fvgen_recon.diffusion.compact.layer import ChannelNorm, start_at_zero
 _START_LOGITS = (2.0, 0.0, 0.0, -4.0)
 """Trusted points first, then the dense layers, the fill only where nothing else is known."""
 
+_START_ALTERNATIVE = -2.0
+"""Further guesses, at first little beside the dense layers."""
 _START_DOUBT = 0.03
 """Standard deviation of the error that an untrained gate expects, in [-1, 1] units: the median of
 a trained network's at low noise. Of flat surfaces it is 0.002, of edges and holes 0.1."""
@@ -42,7 +45,8 @@ class CopyHead(nn.Module):
         area = config.patch**2
         self.norm = ChannelNorm(config.widths[0])
         per_pixel = NUM_SOURCES + 3 + config.detail
-        self.splits = (per_pixel * area, 2 * (NUM_SOURCES - 1))
+        num_more = config.num_alternatives
+        self.splits = (per_pixel * area, 2 * (NUM_SOURCES - 1), num_more * area, 2 * num_more)
         self.conv = nn.Conv2d(config.widths[0], sum(self.splits), 3, padding=1)
         start_at_zero(self.conv)
         # Zero weights would keep the details at zero for ever: nothing would flow either way.
@@ -60,25 +64,37 @@ class CopyHead(nn.Module):
         """Return x0 in float32; `level` is the share of noise in `x_t`, from 0 to 1."""
         patch = self.config.patch
         raw = self.conv(F.silu(self.norm(features)))
-        unfolded, offsets = raw.split(self.splits, dim=1)
-        unfolded = F.pixel_shuffle(unfolded, patch)
-        planes = F.pixel_shuffle(condition[:, : 4 * NUM_SOURCES * patch**2].float(), patch)
-        colors, masks = planes.split([3 * NUM_SOURCES, NUM_SOURCES], dim=1)
+        unfolded, offsets, more_logits, more_offsets = raw.split(self.splits, dim=1)
+        unfolded = F.pixel_shuffle(torch.cat([unfolded, more_logits], dim=1), patch)
+        colors, masks = self._renders(condition)
+        offsets = torch.cat([offsets, more_offsets], dim=1)
         colors, masks = self._shift(colors, masks, offsets.float())
         level = level[:, None, None, None]
         noisy = F.pixel_shuffle(x_t.float(), patch)
         finished = self.finish(unfolded, colors, masks, noisy, level)
-        logits, residual = finished[:, :NUM_SOURCES], finished[:, NUM_SOURCES : NUM_SOURCES + 3]
-        weights = (logits + (masks + 1e-4).log()).softmax(dim=1).unsqueeze(2)
-        blend = (weights * colors.unflatten(1, (NUM_SOURCES, 3))).sum(dim=1)
-        x0 = blend + residual
-        if self.config.gate:
-            x0 = pass_gate(x0, noisy, level, finished[:, NUM_SOURCES + 3 :])
+        weights = (finished.logits + (masks + 1e-4).log()).softmax(dim=1).unsqueeze(2)
+        blend = (weights * colors.unflatten(1, (-1, 3))).sum(dim=1)
+        x0 = blend + finished.residual
+        if finished.doubt is not None:
+            x0 = pass_gate(x0, noisy, level, finished.doubt)
         return F.pixel_unshuffle(x0, patch)
 
+    def _renders(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return colours and masks of all renders, the fill last."""
+        config, area = self.config, self.config.patch**2
+        start, num_more = config.base_channels, config.num_alternatives
+        more = condition[:, start : start + 4 * num_more * area]
+        planes = torch.cat([condition[:, : 4 * NUM_SOURCES * area], more], dim=1)
+        planes = F.pixel_shuffle(planes.float(), config.patch)
+        sizes = [3 * NUM_SOURCES - 3, 3, NUM_SOURCES - 1, 1, 3 * num_more, num_more]
+        colors, fill, masks, is_filled, more_colors, more_masks = planes.split(sizes, dim=1)
+        colors = torch.cat([colors, more_colors, fill], dim=1)
+        return colors, torch.cat([masks, more_masks, is_filled], dim=1)
+
     def _shift(self, colors: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Read all renders but the fill at their offsets."""
         num_frames, _, height, width = colors.shape
-        moved = NUM_SOURCES - 1
+        moved = masks.shape[1] - 1
         limit = self.config.max_offset_px
         flow = limit * torch.tanh(offsets / limit)
         flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
@@ -131,43 +147,70 @@ def pass_gate(
     return guess + factor * (noisy - signal * guess)
 
 
-class Finish(nn.Module):
-    """What is decided at every pixel, from patches and renders.
+class Finished(NamedTuple):
+    """What is decided at every pixel."""
 
-    Logits of the renders, the residual and, with a gate, the doubt about both; then the noisy frame
-    is seen too, shrunk as its noise grows, so that its grain can be taken away.
+    logits: Float[Tensor, "N S H W"]
+    """Of the renders to copy from, the fill last."""
+    residual: Float[Tensor, "N 3 H W"]
+    """What is added to the copy."""
+    doubt: Float[Tensor, "N 1 H W"] | None
+    """About both, where there is a gate."""
+
+
+class Finish(nn.Module):
+    """Decides at every pixel, from patches and renders.
+
+    With a gate the noisy frame is seen too, shrunk as its noise grows, so that its grain can be
+    taken away. Along every axis of the weights what alternatives add lies last, so that weights
+    without them can be widened.
     """
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.has_gate = config.gate
+        self.num_more = config.num_alternatives
         per_pixel = NUM_SOURCES + 3 + config.gate
         seen = NUM_SOURCES + 3 + config.detail + 4 * NUM_SOURCES + 4 * config.gate
-        self.first = nn.Conv2d(seen, config.finish, 3, padding=1)
+        self.first = nn.Conv2d(seen + 5 * self.num_more, config.finish, 3, padding=1)
         self.second = nn.Conv2d(config.finish, config.finish, 3, padding=1)
-        self.last = nn.Conv2d(config.finish, per_pixel, 3, padding=1)
+        self.last = nn.Conv2d(config.finish, per_pixel + self.num_more, 3, padding=1)
         start_at_zero(self.last)
         start = torch.tensor(_START_LOGITS)
         rest = torch.zeros(per_pixel - NUM_SOURCES)
-        self.start = nn.Parameter(torch.cat([start, rest])[:, None, None])
+        more = torch.full((self.num_more,), _START_ALTERNATIVE)
+        self.start = nn.Parameter(torch.cat([start, rest, more])[:, None, None])
 
     def forward(
         self,
         unfolded: Float[Tensor, "N U H W"],
         colors: Float[Tensor, "N C H W"],
-        masks: Float[Tensor, "N M H W"],
+        masks: Float[Tensor, "N S H W"],
         noisy: Float[Tensor, "N 3 H W"],
         level: Float[Tensor, "N 1 1 1"],
-    ) -> Float[Tensor, "N P H W"]:
+    ) -> Finished:
         """Return logits of the renders, the residual and the doubt if there is a gate, float32."""
-        dtype = unfolded.dtype
-        seen = [unfolded, colors.to(dtype), masks.to(dtype)]
+        dtype, more = unfolded.dtype, self.num_more
+        base = NUM_SOURCES - 1
+        unfolded, more_logits = unfolded.split([unfolded.shape[1] - more, more], dim=1)
+        own_colors, more_colors, fill = colors.to(dtype).split([3 * base, 3 * more, 3], dim=1)
+        own_masks, more_masks, is_filled = masks.to(dtype).split([base, more, 1], dim=1)
+        seen = [unfolded, own_colors, fill, own_masks, is_filled]
         if self.has_gate:
             signal = 1 - level
             shrunk = noisy * (signal / (signal**2 + level**2))
-            seen += [shrunk.to(dtype), level.expand_as(masks[:, :1]).to(dtype)]
+            seen += [shrunk.to(dtype), level.expand_as(is_filled).to(dtype)]
+        seen += [more_logits, more_colors, more_masks]
         x = torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
         x = F.silu(self.first(x))
         x = self.last(F.silu(x + self.second(x))).float() + self.start.float()
+        sizes = [base, 1, 3, int(self.has_gate), more]
+        logits, fill_logit, residual, doubt, more_x = x.split(sizes, dim=1)
         plain = unfolded[:, : NUM_SOURCES + 3].float()
-        return torch.cat([x[:, : NUM_SOURCES + 3] + plain, x[:, NUM_SOURCES + 3 :]], dim=1)
+        parts = [logits + plain[:, :base], more_x + more_logits.float()]
+        parts.append(fill_logit + plain[:, base:NUM_SOURCES])
+        return Finished(
+            logits=torch.cat(parts, dim=1),
+            residual=residual + plain[:, NUM_SOURCES:],
+            doubt=doubt if self.has_gate else None,
+        )

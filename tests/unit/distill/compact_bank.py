@@ -13,7 +13,9 @@ CONFIG = CompactConfig(
 CPU = torch.device("cpu")
 
 
-def make_clips(num_clips: int = 4, num_frames: int = 4, seed: int = 0) -> ClipBatch:
+def make_clips(
+    num_clips: int = 4, num_frames: int = 4, seed: int = 0, *, num_alternatives: int = 0
+) -> ClipBatch:
     """Smooth photos; renders are the photos with holes, layers are darker and shifted photos."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.rand(num_clips * num_frames, 3, 4, 6, generator=rng)
@@ -30,6 +32,13 @@ def make_clips(num_clips: int = 4, num_frames: int = 4, seed: int = 0) -> ClipBa
         layer_masks=torch.rand(num_clips, 2, num_frames, 1, 32, 48, generator=rng) > 0.2,
         target=target,
         gap_deg=torch.linspace(5, 35, num_clips),
+        alternatives=torch.stack([near.roll(2 * k, -2) for k in range(num_alternatives)], dim=1)
+        if num_alternatives
+        else layers[:, :0],
+        alternative_masks=torch.rand(
+            num_clips, num_alternatives, num_frames, 1, 32, 48, generator=rng
+        )
+        > 0.2,
     )
 
 

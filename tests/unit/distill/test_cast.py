@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from unit.distill.compact_bank import CONFIG, CPU, make_clips, squared_distance
@@ -107,8 +109,9 @@ def test_the_perceptual_distance_leaves_out_what_was_not_seen(cast):
 def test_a_gate_is_added_only_where_it_is_asked_for(cast, tmp_path):
     cast.save(tmp_path / "teacher", role="teacher", num_steps=50, sampler="ode")
     folder = tmp_path / "teacher"
+    wanted = replace(CONFIG, gate=True)
     plain, gated = (
-        make_cast(CONFIG, init=folder, teacher=None, device=CPU, seed=0, gated=g)
+        make_cast(wanted, init=folder, teacher=None, device=CPU, seed=0, is_grown=g)
         for g in (False, True)
     )
     for part in ("model", "ema", "teacher"):

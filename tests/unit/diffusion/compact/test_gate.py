@@ -9,7 +9,7 @@ from unit.diffusion.compact.miniature import TINY, make_backbone
 from unit.diffusion.compact.test_compact_backbone import make_inputs
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import add_gate, load_compact, read_card, save_compact
+from fvgen_recon.diffusion.compact.checkpoint import load_compact, read_card, save_compact, widen
 from fvgen_recon.diffusion.compact.head import pass_gate
 
 GATED = replace(TINY, gate=True)
@@ -108,7 +108,7 @@ def test_no_value_decides_what_is_computed():
 
 def test_a_new_gate_keeps_the_answer_to_pure_noise():
     plain = make_backbone()
-    gated = add_gate(plain)
+    gated = widen(plain, gate=True, num_alternatives=0)
     x, t, condition = make_inputs()
     with torch.no_grad():
         pure = torch.full_like(t, 999)
@@ -123,7 +123,7 @@ def test_a_new_gate_keeps_the_answer_to_pure_noise():
 
 def test_a_gate_that_is_there_stays():
     gated = make_gated()
-    again = add_gate(gated)
+    again = widen(gated, gate=True, num_alternatives=0)
     for name, value in again.state_dict().items():
         assert torch.equal(value, gated.state_dict()[name]), name
 

@@ -51,11 +51,11 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "shipped": Variant(),
-    "latent: unshuffled by 2": Variant(changes=(("patch", 2), ("widths", (56, 112, 176)))),
-    "latent: unshuffled by 8": Variant(changes=(("patch", 8), ("widths", (176, 240, 304)))),
+    "latent: unshuffled by 2": Variant(changes=(("patch", 2), ("widths", (56, 112, 192)))),
+    "latent: unshuffled by 8": Variant(changes=(("patch", 8), ("widths", (176, 240, 288)))),
     "no attention": Variant(changes=(("num_attention", 0),)),
     "six layers of attention": Variant(changes=(("num_attention", 6),)),
-    "narrow": Variant(changes=(("widths", (64, 112, 160)),)),
+    "narrow": Variant(changes=(("widths", (64, 112, 144)),)),
     "wide": Variant(changes=(("widths", (160, 256, 336)),)),
     "no alternatives": Variant(changes=(("num_alternatives", 0),)),
     "other views as the only alternative": Variant(changes=(("num_alternatives", 1),)),

@@ -216,7 +216,8 @@ def _cut(
         x = x.mT if height > width else x
         return x if x.dtype == torch.bool else (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
-    assert guidance.alternatives is not None and guidance.alternative_masks is not None
+    assert guidance.alternatives is not None
+    assert guidance.alternative_masks is not None
     return ClipBatch(
         frames=crop(guidance.frames)[None],
         mask=crop(guidance.mask)[None],

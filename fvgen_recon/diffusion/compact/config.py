@@ -50,8 +50,11 @@ class CompactConfig:
 
     @property
     def condition_channels(self) -> int:
-        """Channels of the condition: colours and masks of the sources, position, anchor flag, and
-        behind them, so that a network without them reads what comes before, the alternatives."""
+        """Channels of the condition.
+
+        Colours and masks of the sources, position, anchor flag, and behind them, so that a network
+        without alternatives reads what comes before, those of the alternatives.
+        """
         return self.base_channels + 4 * self.num_alternatives * self.patch**2
 
     @property

@@ -96,7 +96,7 @@ class CopyHead(nn.Module):
         num_frames, _, height, width = colors.shape
         moved = masks.shape[1] - 1
         limit = self.config.max_offset_px
-        flow = limit * torch.tanh(offsets / limit)
+        flow = limit * torch.tanh(offsets / max(limit, 1e-6))
         flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
         # Scaled one by one: a constant made on the host could not be recorded in a CUDA graph.
         across, down = flow.unflatten(1, (moved, 2)).flatten(0, 1).unbind(1)

@@ -41,6 +41,11 @@ def test_the_surer_depth_is_taken(rng):
     assert (found.confidence >= answers[0].confidence).all()
     assert torch.equal(cloud.confidence, found.confidence.flatten())
     assert len(cloud) == 2 * 6 * 8
+    network, sweep = cloud.alternatives
+    assert torch.equal(sweep.confidence, answers[0].confidence.flatten())
+    assert torch.equal(network.confidence, answers[1].confidence.flatten())
+    sweep_depth = torch.where(is_first.flatten()[:, None], cloud.xyz, sweep.xyz)
+    assert torch.equal(sweep_depth, sweep.xyz)
 
 
 def test_a_user_can_name_it():

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import tyro
-from machine import describe_machine
+from machine import describe_machine, visible_gpu
 from student_leg import read_clips
 
 from fvgen_recon.diffusion.backbone import VideoModel
@@ -204,7 +204,10 @@ def run_variant(name: str, gpu: int | None, options: Options, start: float) -> s
         *("--recipe", options.recipe, "--seed", options.seed, "--only", name),
         *(() if options.max_clips is None else ("--max-clips", options.max_clips)),
     ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "" if gpu is None else visible_gpu(gpu),
+    }
     path = options.path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".log").open("w") as log:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fusion_trial import Answer, Job
 from job import HERE, search_path
+from machine import visible_gpu
 
 
 class Worker:
@@ -21,7 +22,7 @@ class Worker:
 
     def __init__(self, log: Path, gpu: int | None) -> None:
         self.log = log.resolve()
-        self.gpu = "" if gpu is None else _visible_gpu(gpu)
+        self.gpu = "" if gpu is None else visible_gpu(gpu)
         self.process: subprocess.Popen[str] | None = None
 
     def ask(self, job: Job) -> Answer:
@@ -67,9 +68,3 @@ class Worker:
     def _obituary(self) -> Answer:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return Answer(failure=lines[-1] if lines else "no output", is_broken=True)
-
-
-def _visible_gpu(place: int) -> str:
-    """Return one of the GPUs that this process may see."""
-    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    return names[place % len(names)] if names else str(place)

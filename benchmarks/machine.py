@@ -60,3 +60,13 @@ def _git_commit() -> str | None:
     except OSError:
         return None
     return answer.stdout.strip() or None
+
+
+def visible_gpu(place: int) -> str:
+    """Return the name of one of the GPUs that this process may use, for a process of its own.
+
+    Args:
+        place: Counts them from 0; beyond the last it begins anew.
+    """
+    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    return names[place % len(names)] if names else str(place)

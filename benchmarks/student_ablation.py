@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from machine import describe_machine, plain_path
+from machine import describe_machine, plain_path, visible_gpu
 from student_leg import RESULT, WEIGHTS, Leg, settings
 from student_table import collect, draw, show
 
@@ -255,7 +255,7 @@ def run_leg(leg: Leg, gpu: int | None, num_threads: int, overhead_s: float) -> N
     command = [sys.executable, str(SCRIPT), *_words(leg)]
     environment = {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": "" if gpu is None else _visible(gpu),
+        "CUDA_VISIBLE_DEVICES": "" if gpu is None else visible_gpu(gpu),
         "OMP_NUM_THREADS": str(num_threads),
     }
     leg.out.mkdir(parents=True, exist_ok=True)
@@ -274,12 +274,6 @@ def run_leg(leg: Leg, gpu: int | None, num_threads: int, overhead_s: float) -> N
             code = "time ran out"
     if code:
         raise TrainingError(f"{shlex.join(command)} failed ({code}):\n{output.read_text()[-1500:]}")
-
-
-def _visible(gpu: int) -> str:
-    """Return the name of a GPU among those that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",")[gpu] if named else str(gpu)
 
 
 def _words(leg: Leg) -> list[str]:

@@ -1,13 +1,16 @@
 """The comparison of the compact model's shapes at tiny size."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from unit.distill.compact_bank import make_clips
 
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.distill.clip import save_clips
 from fvgen_recon.evaluation.judge import pack_features
 
@@ -55,3 +58,26 @@ def test_unknown_variants_and_missing_clips_are_told(tmp_path: Path) -> None:
     missing = _call(tmp_path)
     assert missing.returncode == 2
     assert "has no clips: build them" in missing.stderr
+
+
+def test_every_variant_can_be_built_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    design = importlib.import_module("design")
+    options = design.Options(bank=Path("b"), features=Path("f"), out=Path("o.json"))
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in CompactBackbone(design.shape(options, v)).parameters())
+            for name, v in design.VARIANTS.items()
+        }
+    # As bfloat16 all but the widest stays below 32 MB.
+    assert max(size for name, size in sizes.items() if name != "wide") < 30e6
+    assert len(set(sizes.values())) > 6
+
+
+def test_processes_get_gpus_out_of_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    machine = importlib.import_module("machine")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [machine.visible_gpu(i) for i in range(3)] == ["3", "5", "3"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert machine.visible_gpu(1) == "1"

@@ -57,12 +57,13 @@ class CompactBackbone(nn.Module):
         batch = x_t.shape[0]
         level = self._level(t)
         emb = self.time(level)
-        bottom, skip2, skip1 = self._encode(x_t, emb, condition)
+        renders = self._condition(condition)
+        bottom, skip2, skip1 = self._encode(x_t, emb, renders)
         x = self.grow2(_run(self.up3, bottom, emb))
         x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
         x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
         levels = level.repeat_interleave(x_t.shape[2])
-        maps = (self._condition(condition), _to_maps(x_t), levels)
+        maps = (renders, _to_maps(x_t), levels)
         x0 = self.head(_run(self.up1, x, emb), *maps)
         mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
         return _to_clips(x0, batch), mid
@@ -71,7 +72,7 @@ class CompactBackbone(nn.Module):
         self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
     ) -> tuple[Tensor, ...]:
         """Return the features of a call with `return_mid`, without what comes after them."""
-        maps = self._encode(x_t, self.time(self._level(t)), condition)
+        maps = self._encode(x_t, self.time(self._level(t)), self._condition(condition))
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
     def _condition(self, condition: Condition) -> Tensor:
@@ -81,10 +82,9 @@ class CompactBackbone(nn.Module):
     def _level(self, t: Tensor) -> Tensor:
         return t.float() / (self.config.num_timesteps - 1)
 
-    def _encode(self, x_t: Tensor, emb: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+    def _encode(self, x_t: Tensor, emb: Tensor, renders: Tensor) -> tuple[Tensor, ...]:
         """Return bottleneck and skips as maps."""
-        maps = self._condition(condition)
-        x = torch.cat([_to_maps(x_t).to(maps.dtype), maps], dim=1)
+        x = torch.cat([_to_maps(x_t).to(renders.dtype), renders], dim=1)
         x = self.stem(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
         skip1 = _run(self.down1, x, emb)
         skip2 = _run(self.down2, self.shrink1(skip1), emb)

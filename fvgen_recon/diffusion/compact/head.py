@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.compact.config import NUM_SOURCES, CompactConfig
@@ -39,6 +39,9 @@ class CopyHead(nn.Module):
     grain. With `config.gate` it comes in by `WienerGate`, at a share that falls to zero with noise.
     """
 
+    order: Tensor
+    """Channels of the condition, ordered render by render."""
+
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         self.config = config
@@ -53,6 +56,7 @@ class CopyHead(nn.Module):
         fresh = slice((NUM_SOURCES + 3) * area, per_pixel * area)
         nn.init.kaiming_uniform_(self.conv.weight[fresh], nonlinearity="linear")
         self.finish = Finish(config)
+        self.register_buffer("order", _plane_order(config), persistent=False)
 
     def forward(
         self,
@@ -66,52 +70,58 @@ class CopyHead(nn.Module):
         raw = self.conv(F.silu(self.norm(features)))
         unfolded, offsets, more_logits, more_offsets = raw.split(self.splits, dim=1)
         unfolded = F.pixel_shuffle(torch.cat([unfolded, more_logits], dim=1), patch)
-        colors, masks = self._renders(condition)
         offsets = torch.cat([offsets, more_offsets], dim=1)
-        colors, masks = self._shift(colors, masks, offsets.float())
+        colors, masks = self._copies(condition, offsets.float())
         level = level[:, None, None, None]
         noisy = F.pixel_shuffle(x_t.float(), patch)
         finished = self.finish(unfolded, colors, masks, noisy, level)
         weights = (finished.logits + (masks + 1e-4).log()).softmax(dim=1).unsqueeze(2)
-        blend = (weights * colors.unflatten(1, (-1, 3))).sum(dim=1)
+        blend = (weights * colors).sum(dim=1)
         x0 = blend + finished.residual
         if finished.doubt is not None:
             x0 = pass_gate(x0, noisy, level, finished.doubt)
         return F.pixel_unshuffle(x0, patch)
 
-    def _renders(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours and masks of all renders, the fill last."""
-        config, area = self.config, self.config.patch**2
-        start, num_more = config.base_channels, config.num_alternatives
-        more = condition[:, start : start + 4 * num_more * area]
-        planes = torch.cat([condition[:, : 4 * NUM_SOURCES * area], more], dim=1)
-        planes = F.pixel_shuffle(planes.float(), config.patch)
-        sizes = [3 * NUM_SOURCES - 3, 3, NUM_SOURCES - 1, 1, 3 * num_more, num_more]
-        colors, fill, masks, is_filled, more_colors, more_masks = planes.split(sizes, dim=1)
-        colors = torch.cat([colors, more_colors, fill], dim=1)
-        return colors, torch.cat([masks, more_masks, is_filled], dim=1)
+    def _copies(self, condition: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return colours `N S 3 H W` and masks `N S H W` of all renders, the fill last.
 
-    def _shift(self, colors: Tensor, masks: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Read all renders but the fill at their offsets."""
-        num_frames, _, height, width = colors.shape
-        moved = masks.shape[1] - 1
+        All but the fill are read at their offsets.
+        """
+        patch, area = self.config.patch, self.config.patch**2
+        # Colours come multiplied by their masks, as reading beside a pixel wants them.
+        planes = F.pixel_shuffle(condition.index_select(1, self.order), patch).float()
+        num_frames, _, height, width = planes.shape
+        planes = planes.view(-1, 4, height, width)
+        grid = self._grid(offsets, (height, width))
+        read = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
+        read = read.view(num_frames, -1, 4, height, width)
+        masks = read[:, :, 3].clamp(0, 1)
+        colors = read[:, :, :3] / masks.clamp_min(1e-3).unsqueeze(2)
+        last = NUM_SOURCES - 1
+        fill = condition[:, 3 * last * area : 3 * NUM_SOURCES * area]
+        is_filled = condition[:, (4 * NUM_SOURCES - 1) * area : 4 * NUM_SOURCES * area]
+        fill, is_filled = (F.pixel_shuffle(x, patch).float() for x in (fill, is_filled))
+        return torch.cat([colors, fill[:, None]], dim=1), torch.cat([masks, is_filled], dim=1)
+
+    def _grid(self, offsets: Tensor, size: tuple[int, int]) -> Float[Tensor, "M H W 2"]:
+        """Return where each render is read, in grid_sample's units."""
         limit = self.config.max_offset_px
         flow = limit * torch.tanh(offsets / max(limit, 1e-6))
-        flow = F.interpolate(flow, (height, width), mode="bilinear", align_corners=False)
+        flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
         # Scaled one by one: a constant made on the host could not be recorded in a CUDA graph.
-        across, down = flow.unflatten(1, (moved, 2)).flatten(0, 1).unbind(1)
-        step = torch.stack([across * (2 / width), down * (2 / height)], dim=-1)
-        grid = _pixel_grid(height, width, flow.device) + step
-        color = colors[:, : 3 * moved].unflatten(1, (moved, 3)).flatten(0, 1)
-        mask = masks[:, :moved].unflatten(1, (moved, 1)).flatten(0, 1)
-        planes = torch.cat([color * mask, mask], dim=1)
-        read = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-        read_mask = read[:, 3:].clamp(0, 1)
-        read_color = read[:, :3] / read_mask.clamp_min(1e-3)
-        read_color = read_color.reshape(num_frames, 3 * moved, height, width)
-        read_mask = read_mask.reshape(num_frames, moved, height, width)
-        rest = (colors[:, 3 * moved :], masks[:, moved:])
-        return torch.cat([read_color, rest[0]], dim=1), torch.cat([read_mask, rest[1]], dim=1)
+        across, down = flow.unflatten(1, (-1, 2)).flatten(0, 1).unbind(1)
+        step = torch.stack([across * (2 / size[1]), down * (2 / size[0])], dim=-1)
+        return _pixel_grid(*size, flow.device).add(step)
+
+
+def _plane_order(config: CompactConfig) -> Int[Tensor, "C"]:
+    """Return the condition's channels of all renders but the fill: colours and mask of each."""
+    area, num_more, start = config.patch**2, config.num_alternatives, config.base_channels
+    blocks = torch.arange(4 * NUM_SOURCES * area).view(-1, area)
+    more = start + torch.arange(4 * num_more * area).view(-1, area)
+    rows = [[*blocks[3 * i : 3 * i + 3], blocks[3 * NUM_SOURCES + i]] for i in range(3)]
+    rows += [[*more[3 * i : 3 * i + 3], more[3 * num_more + i]] for i in range(num_more)]
+    return torch.cat([plane for row in rows for plane in row])
 
 
 def _pixel_grid(height: int, width: int, device: torch.device) -> Float[Tensor, "H W 2"]:
@@ -184,7 +194,7 @@ class Finish(nn.Module):
     def forward(
         self,
         unfolded: Float[Tensor, "N U H W"],
-        colors: Float[Tensor, "N C H W"],
+        colors: Float[Tensor, "N S 3 H W"],
         masks: Float[Tensor, "N S H W"],
         noisy: Float[Tensor, "N 3 H W"],
         level: Float[Tensor, "N 1 1 1"],
@@ -193,8 +203,9 @@ class Finish(nn.Module):
         dtype, more = unfolded.dtype, self.num_more
         base = NUM_SOURCES - 1
         unfolded, more_logits = unfolded.split([unfolded.shape[1] - more, more], dim=1)
-        own_colors, more_colors, fill = colors.to(dtype).split([3 * base, 3 * more, 3], dim=1)
-        own_masks, more_masks, is_filled = masks.to(dtype).split([base, more, 1], dim=1)
+        colors, masks = colors.to(dtype), masks.to(dtype)
+        own_colors, more_colors, fill = colors.flatten(1, 2).split([3 * base, 3 * more, 3], dim=1)
+        own_masks, more_masks, is_filled = masks.split([base, more, 1], dim=1)
         seen = [unfolded, own_colors, fill, own_masks, is_filled]
         if self.has_gate:
             signal = 1 - level

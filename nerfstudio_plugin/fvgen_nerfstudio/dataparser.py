@@ -162,7 +162,8 @@ class FvgenDataParser(DataParser):
         own = cloud.view >= 0
         rgb = cloud.rgb.clone()
         rgb[own] = (rgb[own] * self.gains[cloud.view[own]]).clamp(0, 1)
-        return replace(cloud, rgb=rgb)
+        others = tuple(self._at_one_brightness(other) for other in cloud.alternatives)
+        return replace(cloud, rgb=rgb, alternatives=others)
 
     @cached_property
     def _points_as_shot(self) -> PointCloud:

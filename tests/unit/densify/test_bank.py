@@ -112,10 +112,13 @@ def test_frames_taken_out_stay_out(tmp_path: Path) -> None:
 def test_the_guidance_hash_sees_every_part() -> None:
     guidance = make_guidance(4)
     seen = {hash_guidance(guidance)}
+    guesses = guidance.layers.flip(0)
+    masks = guidance.layer_masks.flip(0)
+    seen.add(hash_guidance(replace(guidance, alternatives=guesses, alternative_masks=masks)))
     seen.add(hash_guidance(replace(guidance, frames=1 - guidance.frames)))
     seen.add(hash_guidance(replace(guidance, mask=~guidance.mask)))
     seen.add(hash_guidance(replace(guidance, layers=1 - guidance.layers)))
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert hash_guidance(make_guidance(4)) in seen
 
 

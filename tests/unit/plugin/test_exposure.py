@@ -1,6 +1,6 @@
 """One brightness for all photos: right where surfaces match, careful where they do not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -119,7 +119,9 @@ def test_points_and_the_generators_photos_are_matched_and_training_s_are_not(
     for name, image in zip(names, scene.images, strict=True):
         write_image(tmp_path / name, image)
     write_transforms(tmp_path, scene.cameras, names)
-    moved = fit_similarity(scene.cameras).points(cloud)
+    # Guesses at other depths are moved and matched as the points are.
+    moved = fit_similarity(scene.cameras).points(replace(cloud, alternatives=(cloud,)))
+    torch.testing.assert_close(moved.alternatives[0].xyz, moved.xyz)
     monkeypatch.setitem(ESTIMATORS, "measured", lambda: _Measured(moved))
     parser = FvgenDataParserConfig(data=tmp_path, estimator="measured", match_exposure=is_on)
     data = FvgenDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
@@ -133,6 +135,7 @@ def test_points_and_the_generators_photos_are_matched_and_training_s_are_not(
     torch.testing.assert_close(data.scene.images, matched, atol=0.005, rtol=0)
     rgb = data.dataparser.points.rgb.view(3, 48, 64, 3).permute(0, 3, 1, 2)
     torch.testing.assert_close(rgb, matched, atol=1e-5, rtol=0)
+    assert torch.equal(data.dataparser.points.alternatives[0].rgb, data.dataparser.points.rgb)
     metadata = data.train_dataparser_outputs.metadata
     torch.testing.assert_close(metadata["photo_brightness"], 1 / gains)
     positions = data.scene.cameras.position

@@ -127,8 +127,9 @@ def make_cast(
     wanted = config if is_grown else None
     model = CompactBackbone(config) if init is None else _load(init, wanted)
     expert = _twin(model) if teacher is None else _load(teacher, wanted)
-    # Alternatives may differ: a network reads those that it knows.
-    if replace(expert.config, num_alternatives=model.config.num_alternatives) != model.config:
+    # A teacher may know no alternatives: it reads the rest of the condition.
+    blind = replace(model.config, num_alternatives=0)
+    if expert.config not in (model.config, blind):
         raise WeightsError(
             f"Student and teacher must have one shape: {init} has {model.config} and {teacher} "
             f"{expert.config}."

@@ -8,6 +8,7 @@ from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.compact.head import CopyHead
 from fvgen_recon.diffusion.compact.layer import Attention, Block, TimeEmbedding, rotary_phase
+from fvgen_recon.errors import InputError
 
 
 class CompactBackbone(nn.Module):
@@ -76,8 +77,14 @@ class CompactBackbone(nn.Module):
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
     def _condition(self, condition: Condition) -> Tensor:
-        """Return the part that this network reads: it may be fewer alternatives than there are."""
-        return _to_maps(condition.concat[:, : self.config.condition_channels])
+        """Return what this network reads; one without alternatives leaves those that there are."""
+        wanted, came = self.config.condition_channels, condition.concat.shape[1]
+        if came != wanted and (self.config.num_alternatives > 0 or came < wanted):
+            raise InputError(
+                f"A condition of {wanted} channels, with {self.config.num_alternatives} further "
+                f"guesses, was expected: {came} came; make it by the codec of this network."
+            )
+        return _to_maps(condition.concat[:, :wanted])
 
     def _level(self, t: Tensor) -> Tensor:
         return t.float() / (self.config.num_timesteps - 1)

@@ -15,7 +15,7 @@ from fvgen_recon.diffusion.compact.generator import load_generator
 from fvgen_recon.distill.cast import make_cast
 from fvgen_recon.distill.clip import load_clips, save_clips
 from fvgen_recon.distill.pretrain import _augment, plain_sources, prepare_batch
-from fvgen_recon.errors import WeightsError
+from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.render.guidance import TEACHER_GUIDANCE, GuidanceConfig, render_guidance
 from fvgen_recon.types import Anchor, PointCloud, Trajectory
 
@@ -101,6 +101,16 @@ def test_a_network_without_guesses_reads_what_comes_before_them():
         assert torch.equal(plain(x, t, wide)[0], plain(x, t, narrow)[0])
 
 
+def test_a_network_with_guesses_refuses_other_numbers_of_them():
+    wide = CompactBackbone(MANY)
+    for count in (0, 1):
+        codec = CompactCodec(config=replace(MANY, num_alternatives=count))
+        condition = codec.condition_sources(sources())
+        x = torch.randn(len(condition.concat), 48, *condition.concat.shape[2:])
+        with pytest.raises(InputError, match="5 further guesses"):
+            wide(x[:, : MANY.latent_channels], torch.full((len(x),), 500.0), condition)
+
+
 def test_a_condition_with_guesses_remembers_where_nothing_was_seen():
     made = sources()
     codec = CompactCodec(config=MANY)
@@ -145,6 +155,8 @@ def test_a_student_with_guesses_learns_from_a_teacher_without(tmp_path):
     batch = prepare_batch(make_clips(num_alternatives=5), CompactCodec(config=MANY), None)
     t = torch.full((len(batch.x0),), 300.0)
     assert len(cast.teacher.features(batch.x0, t, batch.condition)) == 3
+    with pytest.raises(WeightsError, match="one shape"):
+        make_cast(MANY, init=tmp_path / "old", teacher=tmp_path / "new", **args)
     grown = make_cast(MANY, init=tmp_path / "old", teacher=None, is_grown=True, **args)
     assert grown.model.config == MANY
 

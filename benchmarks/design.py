@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import tyro
-from machine import describe_machine
 from student_leg import read_clips
 
 from fvgen_recon.diffusion.backbone import VideoModel
@@ -31,6 +30,7 @@ from fvgen_recon.diffusion.schedule import FlowSchedule, Prediction
 from fvgen_recon.distill.pretrain import PretrainConfig, Pretraining, plain_sources, pretrain
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.evaluation.student import measure_model
 from fvgen_recon.evaluation.table import markdown
 from fvgen_recon.io.file import read_json, write_json

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import tyro
 from jaxtyping import Float
-from machine import describe_machine
 from PIL import Image
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.comparison import Judge, Truth, caption, run_method
 from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.held_out import TRUTH
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.evaluation.warp import warped_difference
 from fvgen_recon.io.file import atomic_path, write_json

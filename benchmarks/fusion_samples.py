@@ -24,10 +24,10 @@ import tyro
 from case import Case
 from fusion_trial import Answer, Job
 from fusion_worker import Worker
-from machine import describe_machine, plain_path
 
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import held_out_scene
+from fvgen_recon.evaluation.machine import describe_machine, plain_path
 from fvgen_recon.evaluation.protocol import Split, evenly_spread
 from fvgen_recon.evaluation.suite import SUITES, find_scenes, open_scene
 from fvgen_recon.fusion.sample import read_sample, with_photo, write_sample

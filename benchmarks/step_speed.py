@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import trial
 import tyro
-from machine import describe_machine
 from methods import replace_missing_lpips
 from options import SceneOptions
 from torch.profiler import ProfilerActivity, profile
 
 from fvgen_recon.errors import FvgenError
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import write_json
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch")

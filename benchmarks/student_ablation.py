@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from machine import describe_machine, plain_path
 from student_leg import RESULT, WEIGHTS, Leg, settings
 from student_table import collect, draw, show
 
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine, plain_path
 from fvgen_recon.io.file import read_json, write_json
 
 SCRIPT = Path(__file__).resolve().parent / "student_leg.py"

@@ -7,6 +7,7 @@ Usage:
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from fvgen_recon.evaluation.held_out import (
     build_clips,
     measure_clips,
 )
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.moment import add_moments, frechet_between
 from fvgen_recon.evaluation.protocol import folder_split
 from fvgen_recon.evaluation.result import without_nan
@@ -89,7 +91,11 @@ class Arguments:
     features: Path | None = None
     """File of packed feature networks, for machines without their packages."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
     seed: int = 0
+    """Seed of the generators."""
+    commit: str = ""
+    """Commit to note where git cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,8 @@ class Bench:
     generators: dict[str, VideoGenerator]
     judge: ShiftTolerantLpips
     eyes: EfficientNetLite0
+    machine: Mapping[str, object]
+    """What is measured on: GPU, CPU, versions, commit, command and date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +163,7 @@ def make_bench(args: Arguments) -> Bench:
         generators=generators,
         judge=load_stlpips("alex", path=args.features).to(args.device),
         eyes=load_efficientnet(features=args.features).to(args.device),
+        machine=describe_machine(args.commit),
     )
 
 
@@ -279,7 +288,8 @@ def report(
         line = _line(score, mean["seconds"], mean["frechet_efficientnet_lite0"])
         print(f"{name:>14}  {line}")
     return {
-        "settings": asdict(args),
+        "machine": bench.machine,
+        "settings": plain_settings(asdict(args)),
         "scenes": {
             r.name: {
                 "inputs": r.clips.inputs,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from room_folder import write_room
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
@@ -50,6 +51,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> dict:
             long_side=96,
             num_frames=8,
             device="cpu",
+            commit="abc1234",
         )
     )
     text = (base / "out" / "eval.json").read_text()
@@ -70,6 +72,14 @@ def test_every_method_is_measured(evaluation: dict) -> None:
         assert mean["seconds"] >= 0
         assert set(numbers["scenes"]) == {"bent", "landscape", "portrait"}
         assert set(numbers["by_gap"]) == {"up to 15", "15 to 30", "over 30"}
+
+
+def test_the_numbers_say_where_they_come_from(evaluation: dict) -> None:
+    machine = evaluation["machine"]
+    assert machine["torch"] == torch.__version__
+    assert machine["commit"] == "abc1234"
+    assert machine["command"].startswith("python ")
+    assert str(evaluation["folder"].parent) not in (evaluation["folder"] / "eval.json").read_text()
 
 
 def test_frames_of_the_gaps_add_up(evaluation: dict) -> None:

@@ -1,4 +1,4 @@
-"""Train variants of one method on the same cases and say what each change is worth.
+r"""Train variants of one method on the same cases and say what each change is worth.
 
 The variants come from a JSON file: a list of objects with `name`, `overrides` (settings of
 nerfstudio's configuration as `path.to.field=value`) and, where they differ, `method` and

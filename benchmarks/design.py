@@ -96,6 +96,7 @@ class Options:
     limit_s: float = 1e9
     """Seconds after which a training is given up, and none is started."""
     seed: int = 0
+    """Of the first weights, the clips and the noise."""
     commit: str = ""
     """Commit to note where git cannot tell."""
     only: str | None = None

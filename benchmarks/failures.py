@@ -1,4 +1,4 @@
-"""Where generators fail, one failure a row, in procedural worlds that have a photo for every frame.
+r"""Where generators fail, one failure a row, in procedural worlds with a photo for every frame.
 
 A world is photographed along a walk of 16 frames of which the two ends are the inputs. Each case
 changes one thing, and is measured beside a walk in the same world without the change.

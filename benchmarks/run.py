@@ -1,4 +1,4 @@
-"""Run a benchmark suite: every method on every scene and view count, resumable, as one JSON.
+r"""Run a benchmark suite: every method on every scene and view count, resumable, as one JSON.
 
 Usage:
     python benchmarks/run.py folder --data scenes/ --methods splatfacto,fvgen-splat-render \

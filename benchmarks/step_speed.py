@@ -39,7 +39,7 @@ class Options(SceneOptions):
     """Number of input views."""
     iterations: int = 900
     """Training steps."""
-    estimator: str = "plane-sweep"
+    estimator: str = "stereo"
     """Where the points to start from come from."""
     overrides: tuple[str, ...] = ()
     """Settings of the configuration as `path.to.field=value`."""

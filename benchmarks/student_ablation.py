@@ -1,4 +1,4 @@
-"""The paper's ablation on the compact model: every recipe from one teacher, at equal updates.
+r"""The paper's ablation on the compact model: every recipe from one teacher, at equal updates.
 
 Each stage is a process ("leg") on one of the GPUs; recipes that begin alike share their first leg.
 Run again, finished legs are kept.

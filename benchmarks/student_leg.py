@@ -1,6 +1,6 @@
 """One stage of one run of the ablation, in a process of its own: train, keep, measure.
 
-Without a stage the weights are only measured.
+Without a stage the weights are only measured. `student_ablation.py` runs these.
 """
 
 import json
@@ -75,6 +75,7 @@ class Leg:
     seconds: float = 60.0
     """Longest training; a leg that this ends has fewer updates, and its result says so."""
     seed: int = 0
+    """Of the clips and the noise."""
     warmup_turns: int | None = None
     """Updates of the judges alone before the first of the student, instead of the recipe's."""
     judge_turns: int | None = None

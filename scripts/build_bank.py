@@ -43,7 +43,7 @@ class Arguments:
     splat: SplatConfig = field(default_factory=SplatConfig)
     """How splats are fitted to captures, and which are good enough."""
     estimator: str = "plane-sweep"
-    """Source of the point clouds."""
+    """Source of the point clouds: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     num_plans: int = 1200
     """Sets of inputs in all."""
     num_workers: int = 4
@@ -51,6 +51,7 @@ class Arguments:
     texture_size: int = 256
     """Texels along the side of textures of procedural worlds."""
     seed: int = 1
+    """Of the choices of photos, paths and worlds."""
 
 
 def build(index: int, args: Arguments) -> None:

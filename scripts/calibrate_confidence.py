@@ -1,4 +1,4 @@
-"""Fit the confidence of generated pixels on training scenes and show how true it is on others.
+r"""Fit the confidence of generated pixels on training scenes and show how true it is on others.
 
 Usage:
     python scripts/calibrate_confidence.py --train train.bin --val val.bin --out outputs/trust \
@@ -73,7 +73,7 @@ class Arguments:
     long_side: int = 256
     """Longer image side in pixels."""
     estimator: str = "plane-sweep"
-    """Source of the point cloud."""
+    """Source of the point cloud: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     pixels: int = 1500
     """Random pixels of each frame that are fitted and judged."""
     tolerance: float = 0.12

@@ -6,7 +6,7 @@ without knowing how much of the whole photo the others show; each scene is judge
 were fitted without it. The last line printed holds the weights of all scenes.
 
 Usage:
-    python scripts/calibrate_sweep.py --scenes ../shared/data/train --out outputs/sweep
+    python scripts/calibrate_sweep.py --scenes TRAIN --out outputs/sweep
 """
 
 import sys
@@ -62,6 +62,7 @@ class Arguments:
     folds: int = 7
     """Parts of the scenes; each is judged by weights fitted to the others."""
     seed: int = 0
+    """Of the points that are drawn and of the parts of the scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ own SfM points serve to measure and are never shown to an estimator (but `datase
 latter, so that its depth figures only say how many points there are).
 
 Usage:
-    python scripts/compare_pointclouds.py --scenes ../shared/data/val --output outputs/clouds
+    python scripts/compare_pointclouds.py --scenes VAL --output outputs/clouds
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Measure generators on held-out views of scenes: student, teacher, regression, render and fill.
+r"""Measure generators on held-out views of scenes: student, teacher, regression, render and fill.
 
 Usage:
     python scripts/eval_student.py --scenes DIR --views 3 --out outputs/eval.json \
@@ -85,7 +85,7 @@ class Arguments:
     num_frames: int = 16
     """Length of a clip."""
     estimator: str = "plane-sweep"
-    """Source of the point cloud."""
+    """Source of the point cloud: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     pictures: int = 4
     """Most clips in the picture of a scene."""
     features: Path | None = None

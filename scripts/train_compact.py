@@ -1,7 +1,11 @@
-"""Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
+r"""Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
 
 Weights are kept at the end of each stage and every minute within it; run it again with `--init` to
 go on from them, on the same bank of clips if `--bank` names one.
+
+Usage:
+    python scripts/train_compact.py --train train.bin --val val.bin --features features.bin \
+        --out run
 """
 
 import json
@@ -64,7 +68,7 @@ class Arguments:
     recipe: str = "full"
     """Name in fvgen_recon.recipes.compact."""
     stages: tuple[str, ...] = ("regression", "teacher")
-    """Stages to run, in order."""
+    """Stages of the recipe to run, in order."""
     seconds: tuple[float, ...] = ()
     """Budget of each of these stages, instead of the recipe's."""
     steps: tuple[int, ...] = ()
@@ -85,6 +89,7 @@ class Arguments:
     record: bool = True
     """Replay the networks' calls as CUDA graphs where there is a GPU."""
     seed: int = 0
+    """Of the first weights, the clips and the noise."""
 
 
 @dataclass
@@ -384,7 +389,7 @@ def main(args: Arguments) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Arguments))
+        main(tyro.cli(Arguments, description=__doc__))
     except FvgenError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -68,6 +68,7 @@ class Arguments:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train."""
     seed: int = 0
+    """Of the first weights and of the cut-outs."""
 
 
 _CHOSEN = (

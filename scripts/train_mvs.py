@@ -83,6 +83,7 @@ class Arguments:
     measure_only: bool = False
     """Only measure the weights in `out`; `train` is not read."""
     seed: int = 0
+    """Of the first weights and of the batches."""
 
 
 START = time.monotonic()

@@ -51,9 +51,9 @@ class DensifyConfig:
     """Everything that the front half can be told."""
 
     estimator: str = "plane-sweep"
-    """Point-cloud source: one of `pointcloud.ESTIMATORS`."""
+    """Point-cloud source: plane-sweep, mvs, stereo (both, the surer), dataset, dust3r or random."""
     planner: str = "even"
-    """Camera paths: one of `trajectory.PLANNERS`."""
+    """Camera paths: even, interpolate, support or file."""
     camera_path: Path | None = None
     """For the planner `file`: a camera path that nerfstudio's viewer exported, in the world of the
     scene that is densified."""

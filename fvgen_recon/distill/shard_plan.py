@@ -43,7 +43,7 @@ class ShardSettings:
     num_views: int = 2
     """Frames of a clip that its cloud is made from, spread evenly, first and last included."""
     estimator: str = "plane-sweep"
-    """Point-cloud source: `plane-sweep`, `dust3r` or `dataset`."""
+    """Point-cloud source: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     min_confidence: float = 0.5
     """Confidence from which a point is rendered."""
     is_raw: bool = False

@@ -22,7 +22,7 @@ from fvgen_recon.evaluation.score import HeldOut
 from fvgen_recon.evaluation.suite import SUITES, choose_split, find_scenes, open_scene
 from fvgen_recon.io.file import atomic_path
 from fvgen_recon.io.scenes import Capture, load_scene
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 FROZEN = Path(__file__).resolve().parent / "splits"
 """Lists of suites that freeze their splits."""
@@ -92,7 +92,7 @@ class Case:
             size = (fold.height, fold.width)
             scene = load_scene(self.capture, fold.inputs, height=size[0], width=size[1])
             cameras = held_out_cameras(self.capture, self.split, *size)
-            mask = seen_by_inputs(scene.to(device), cameras, ESTIMATORS[SEEN_ESTIMATOR]())
+            mask = seen_by_inputs(scene.to(device), cameras, make_estimator(SEEN_ESTIMATOR))
             with atomic_path(path) as temporary:
                 save_file({"seen": mask}, temporary)
         return load_file(path)["seen"]

@@ -41,7 +41,7 @@ from fvgen_recon.evaluation.result import (
 )
 from fvgen_recon.evaluation.table import downstream_table, frames_table
 from fvgen_recon.fusion.checkpoint import read_fusion_card
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +120,7 @@ def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
         return []
     wanted = tuple(filter(None, options.generators.split(",")))
     methods = [find_method(name) for name in options.methods.split(",")]
-    if options.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{options.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    make_estimator(options.estimator)  # Before any work.
     known = parse_weights(options.weights)
     names = tuple(with_weights(name, known) for name in wanted or names_of_generators(methods))
     return [

@@ -29,6 +29,7 @@ from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.machine import describe_machine, plain_path
 from fvgen_recon.io.file import read_json, write_json
+from fvgen_recon.recipes.compact import make_recipe
 
 SCRIPT = Path(__file__).resolve().parent / "student_leg.py"
 PAPER = {
@@ -113,6 +114,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check names and numbers."""
+        make_recipe(self.recipe)
         unknown = set(self.recipes) - set(RECIPES)
         if unknown:
             raise InputError(

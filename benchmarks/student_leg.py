@@ -29,7 +29,7 @@ from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.moment import Moments, frechet_between, measure_moments
 from fvgen_recon.evaluation.student import measure_frames, sample_sources
 from fvgen_recon.io.file import write_json
-from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
+from fvgen_recon.recipes.compact import CompactRecipe, make_recipe
 
 RESULT = "result.json"
 """Written last: a leg that has it is finished."""
@@ -232,7 +232,7 @@ def main(leg: Leg) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    recipe = RECIPES[leg.recipe]()
+    recipe = make_recipe(leg.recipe)
     cast = make_cast(
         recipe.network,
         init=leg.init,

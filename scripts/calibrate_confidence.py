@@ -38,7 +38,7 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.metric import psnr
 from fvgen_recon.io.file import write_json
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.render.guidance import guidance_config, render_guidance
 
 matplotlib.use("Agg")
@@ -140,7 +140,7 @@ def measure_clip(
     """Generate one clip with every generator and compare it with its photos."""
     size = working_size(packed.cameras.height, packed.cameras.width, args.long_side, 16)
     scene = packed.scene(plan.inputs, *size).to(args.device)
-    cloud = ESTIMATORS[args.estimator]().estimate(scene)
+    cloud = make_estimator(args.estimator).estimate(scene)
     path = plan.paths[0]
     trajectory = plan_trajectory(path, packed.cameras.resize(*size))
     trajectory = replace(trajectory, cameras=trajectory.cameras.to(args.device))
@@ -291,11 +291,7 @@ def check_arguments(args: Arguments) -> None:
     Raises:
         InputError: A generator comes twice or none comes, or a number or an estimator is none.
     """
-    if args.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{args.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    make_estimator(args.estimator)
     names = [text.partition("=")[0] for text in args.generators]
     if not names or len(set(names)) < len(names):
         raise InputError(

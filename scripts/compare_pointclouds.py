@@ -33,7 +33,7 @@ from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
 from fvgen_recon.io.scenes import Capture, load_capture, load_scene
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import ESTIMATORS, make_estimator
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import PointCloud, Scene
 
@@ -149,7 +149,7 @@ def check_depth(cloud: PointCloud, case: Case, scene: Scene) -> tuple[float, flo
 def measure(case: Case, scene: Scene, held: Scene, name: str) -> tuple[Row, Tensor]:
     """Run one source on one case; return its figures and a strip of pictures."""
     start = time.perf_counter()
-    cloud = ESTIMATORS[name]().estimate(scene)
+    cloud = make_estimator(name).estimate(scene)
     seconds = time.perf_counter() - start
     frames, hit, filled = render_held_out(cloud, held)
     every = torch.ones_like(hit[0])
@@ -199,6 +199,8 @@ def draw_table(rows: list[Row], absent: dict[str, str]) -> str:
 
 def compare(options: Options) -> None:
     """Measure all sources on all cases and write the results."""
+    for name in options.estimators:
+        make_estimator(name)  # Before any work.
     rows: list[Row] = []
     absent: dict[str, str] = {}
     for case in list_cases(options):

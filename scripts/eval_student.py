@@ -47,7 +47,7 @@ from fvgen_recon.evaluation.protocol import folder_split
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
 from fvgen_recon.io.scenes import LOADERS, Capture, load_capture, photo_size
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 _KINDS = ("student", "teacher", "regression")
 _POSED = ("seva", "nerfstudio", "colmap")
@@ -140,11 +140,7 @@ def _parse_model(text: str, args: Arguments) -> tuple[str, VideoGenerator]:
 
 def make_bench(args: Arguments) -> Bench:
     """Load generators and feature networks."""
-    if args.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{args.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    make_estimator(args.estimator)  # Before any work.
     if not 0 < args.span <= 1:
         raise InputError(f"A span in (0, 1] was expected: {args.span:g} came.")
     if (args.clips is not None and args.clips < 1) or args.pictures < 0:
@@ -213,7 +209,7 @@ def measure_scene(folder: Path, bench: Bench) -> SceneResult:
         has_bare=any(generator.is_raw for generator in bench.generators.values()),
         device=args.device,
     )
-    estimator = ESTIMATORS[args.estimator]()
+    estimator = make_estimator(args.estimator)
     clips = build_clips(folder.name, capture, inputs, held_out, estimator, settings)
     outcome = measure_clips(clips, bench.generators, bench.judge, bench.eyes, seed=args.seed)
     if args.pictures > 0:

@@ -47,7 +47,7 @@ from fvgen_recon.evaluation.student import (
     plain_blend,
     write_panel,
 )
-from fvgen_recon.recipes.compact import RECIPES, CompactRecipe, write_validation_clips
+from fvgen_recon.recipes.compact import CompactRecipe, make_recipe, write_validation_clips
 
 _SAVE_EVERY = 60.0  # seconds
 _SHIFTS = (0.5, 2.0)
@@ -125,7 +125,7 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if num_workers > 1:
         torch.set_num_threads(1)
-    recipe = RECIPES[args.recipe]()
+    recipe = make_recipe(args.recipe)
     scenes = read_pack(args.train)
     if worker == 0:
         validation = read_pack(args.val)
@@ -333,9 +333,7 @@ def _judges(args: Arguments, device: torch.device) -> tuple[Perceptual, Perceptu
 
 def main(args: Arguments) -> None:
     """Run the stages."""
-    if args.recipe not in RECIPES:
-        raise InputError(f"There is no recipe `{args.recipe}`: choose one of {', '.join(RECIPES)}.")
-    recipe = RECIPES[args.recipe]()
+    recipe = make_recipe(args.recipe)
     stages = _stages(args, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)

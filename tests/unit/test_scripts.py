@@ -5,7 +5,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +13,7 @@ from textwrap import dedent
 import pytest
 
 from fvgen_recon.densify.generators import GENERATORS
+from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.suite import SUITES
 from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.trajectory import PLANNERS
@@ -104,3 +105,30 @@ def test_the_page_of_the_benchmarks_names_every_command() -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text()
     commands = [path.name for path in COMMANDS if path.parent.name == "benchmarks"]
     assert [name for name in commands if name not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("scripts.compare_pointclouds:compare:Options", {"scenes": (), "estimators": ("magic",)}),
+        ("scripts.build_bank:main:Arguments", {"estimator": "magic"}),
+        ("scripts.build_bank:main:Arguments", {"recipe": "magic"}),
+        ("scripts.eval_student:make_bench:Arguments", {"estimator": "magic"}),
+        ("scripts.train_compact:main:Arguments", {"recipe": "magic"}),
+        ("student_leg:main:Leg", {"recipe": "magic"}),
+        ("student_ablation:main:Options", {"recipe": "magic"}),
+        ("design:main:Options", {"recipe": "magic"}),
+    ],
+)
+@pytest.mark.usefixtures("benchmarks")
+def test_a_name_that_is_unknown_is_told_before_any_work(
+    place: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    name, function, kind = place.split(":")
+    module = import_module(name)
+    options = getattr(module, kind)
+    needed = [one.name for one in fields(options) if one.default is MISSING]
+    paths = dict.fromkeys(needed, tmp_path / "absent")
+    with pytest.raises(InputError, match=r"There is no .* `magic`: choose one of"):
+        getattr(module, function)(options(**{**paths, **changes}))
+    assert not (tmp_path / "absent").exists()

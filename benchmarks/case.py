@@ -31,6 +31,18 @@ SEEN_ESTIMATOR = "plane-sweep"
 """Finds the points that say what the inputs see, for all methods alike."""
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Return whole numbers above 0 that commas separate.
+
+    Raises:
+        InputError: One is none.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"Whole numbers with commas between them were expected: {text} came.")
+    return tuple(map(int, words))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One scene with one number of inputs."""

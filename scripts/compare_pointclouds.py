@@ -22,17 +22,17 @@ from torch import Tensor
 from fvgen_recon.errors import FvgenError, InputError, MissingDependencyError, WeightsError
 from fvgen_recon.evaluation.depth import (
     GAP_BINS,
-    SparsePoints,
     find_cases,
     finite_mean,
     masked_psnr,
     pair_angles,
     render_held_out,
+    sparse_points,
 )
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
-from fvgen_recon.io.scenes import Capture, load_capture, load_scene
+from fvgen_recon.io.scenes import Capture, load_capture, load_scene, posed_scenes
 from fvgen_recon.pointcloud import ESTIMATORS, make_estimator
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import PointCloud, Scene
@@ -95,19 +95,9 @@ class Row:
 
 def list_cases(options: Options) -> Iterator[Case]:
     """All cases of all scenes."""
-    folders = [
-        folder
-        for path in options.scenes
-        for folder in ([path] if (path / "transforms.json").exists() else sorted(path.iterdir()))
-        if folder.is_dir()
-    ]
-    for folder in folders:
+    for folder in [folder for path in options.scenes for folder in posed_scenes(path)]:
         capture = load_capture(folder)
-        if capture.tracks is None or capture.points is None:
-            raise InputError(f"{folder} holds no tracks to measure depth with (tracks.npz).")
-        points = SparsePoints(
-            xyz=capture.points.xyz, point=capture.tracks.point, frame=capture.tracks.frame
-        )
+        points = sparse_points(capture, folder)
         usable = [capture.has_photo(i) for i in range(len(capture))]
         angles = pair_angles(capture.cameras, points, usable)
         found = find_cases(

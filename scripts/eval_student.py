@@ -46,11 +46,10 @@ from fvgen_recon.evaluation.moment import add_moments, frechet_between
 from fvgen_recon.evaluation.protocol import folder_split
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
-from fvgen_recon.io.scenes import LOADERS, Capture, load_capture, photo_size
+from fvgen_recon.io.scenes import Capture, load_capture, photo_size, posed_scenes
 from fvgen_recon.pointcloud import make_estimator
 
 _KINDS = ("student", "teacher", "regression")
-_POSED = ("seva", "nerfstudio", "colmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,25 +300,9 @@ def report(
     }
 
 
-def _scene_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"A folder of scenes was expected: {folder} is not there.")
-    if _has_poses(folder):
-        return [folder]
-    return sorted(p for p in folder.iterdir() if p.is_dir() and _has_poses(p))
-
-
-def _has_poses(folder: Path) -> bool:
-    return any(LOADERS[name].detect(folder) for name in _POSED)
-
-
 def main(args: Arguments) -> None:
     """Measure every scene."""
-    folders = _scene_folders(args.scenes)
-    if not folders:
-        raise InputError(
-            f"No scene with poses (transforms.json, COLMAP or SEVA) was found in {args.scenes}."
-        )
+    folders = posed_scenes(args.scenes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bench = make_bench(args)
     results, skipped, start = [], {}, time.perf_counter()

@@ -11,12 +11,14 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 
 from fvgen_recon.densify.generators import GENERATORS
 from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.suite import SUITES
 from fvgen_recon.pointcloud import ESTIMATORS
 from fvgen_recon.trajectory import PLANNERS
+from scripts import calibrate_sweep, compare_pointclouds
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -132,3 +134,13 @@ def test_a_name_that_is_unknown_is_told_before_any_work(
     with pytest.raises(InputError, match=r"There is no .* `magic`: choose one of"):
         getattr(module, function)(options(**{**paths, **changes}))
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_of_scenes_that_is_not_there_is_told(tmp_path: Path) -> None:
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    with pytest.raises(InputError, match=r"A folder of scenes .*absent is not there"):
+        compare_pointclouds.compare(compare_pointclouds.Options(scenes=(absent,), output=out))
+    with pytest.raises(InputError, match=r"A folder of scenes .*absent is not there"):
+        calibrate_sweep.main(calibrate_sweep.Arguments(scenes=absent, out=out))
+    assert torch.is_grad_enabled()
+    assert not out.exists()

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -29,6 +28,7 @@ from fvgen_recon.evaluation.depth import (
     render_held_out,
     sparse_points,
 )
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
@@ -210,8 +210,11 @@ def compare(options: Options) -> None:
             strips.append(strip)
             print(f"{case.name} gap {case.gap:.0f} {name}: {numbers(row)}", flush=True)
         write_image(options.output / f"{case.name}.jpg", torch.cat(strips, dim=2).cpu())
-        options_used = {k: str(v) for k, v in asdict(options).items()}
-        content: dict[str, Any] = {"options": options_used, "rows": [asdict(r) for r in rows]}
+        content = {
+            "machine": describe_machine(),
+            "options": plain_settings(asdict(options)),
+            "rows": [asdict(row) for row in rows],
+        }
         write_json(options.output / "cases.json", content)
     with atomic_path(options.output / "table.md") as path:
         path.write_text(draw_table(rows, absent), encoding="utf-8")

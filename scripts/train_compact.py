@@ -41,6 +41,7 @@ from fvgen_recon.distill.pretrain import (
 from fvgen_recon.distill.source import BankConfig, Worker, write_mixed_bank
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.student import (
     measure_frames,
     measure_model,
@@ -106,17 +107,19 @@ class Run:
     judge: Perceptual
     log: dict[str, list] = field(default_factory=lambda: {"curve": [], "validation": []})
     start: float = field(default_factory=time.monotonic)
+    machine: dict[str, object] = field(default_factory=describe_machine)
 
     def say(self, text: str) -> None:
         """Print with the time since the start."""
         print(f"[{time.monotonic() - self.start:6.1f} s] {text}", flush=True)
 
     def save_log(self) -> None:
-        """Write curves and validation so far."""
+        """Write curves and validation so far, and where they come from."""
         path = self.args.out / "log.json"
         partial = path.with_suffix(".partial")
-        settings = {"recipe": asdict(self.recipe), "args": asdict(self.args)}
-        partial.write_text(json.dumps({**settings, **self.log}, default=str, indent=1))
+        settings = {"recipe": asdict(self.recipe), "args": plain_settings(asdict(self.args))}
+        content = {"machine": self.machine, **settings, **self.log}
+        partial.write_text(json.dumps(content, default=str, indent=1))
         partial.replace(path)
 
 

@@ -9,6 +9,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ import torch
 from fvgen_recon.densify.generators import GENERATORS
 from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.suite import SUITES
+from fvgen_recon.io.file import read_json
 from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud.mvs.config import MvsConfig
+from fvgen_recon.pointcloud.mvs.network import MvsNetwork
 from fvgen_recon.trajectory import PLANNERS
-from scripts import calibrate_sweep, compare_pointclouds
+from scripts import calibrate_sweep, compare_pointclouds, train_mvs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -144,3 +149,13 @@ def test_a_folder_of_scenes_that_is_not_there_is_told(tmp_path: Path) -> None:
         calibrate_sweep.main(calibrate_sweep.Arguments(scenes=absent, out=out))
     assert torch.is_grad_enabled()
     assert not out.exists()
+
+
+def test_a_training_of_the_stereo_network_says_where_it_ran(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        step=1, seconds=2.0, average=MvsNetwork(MvsConfig()), save=lambda path: None
+    )
+    train_mvs.save(train_mvs.Arguments(train=tmp_path, val=tmp_path, out=tmp_path), trainer, [])
+    content = read_json(tmp_path / "curve.json")
+    assert content["machine"]["torch"] == torch.__version__
+    assert content["training"]["steps"] == 1

@@ -1,4 +1,4 @@
-"""Train variants of one method on the same cases and say what each change is worth.
+r"""Train variants of one method on the same cases and say what each change is worth.
 
 The variants come from a JSON file: a list of objects with `name`, `overrides` (settings of
 nerfstudio's configuration as `path.to.field=value`) and, where they differ, `method` and
@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import tyro
 from case import Case
-from machine import describe_machine
 from options import SceneOptions
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +32,7 @@ from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import held_out_scene
 from fvgen_recon.evaluation.judge import load_jury
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.evaluation.metric import psnr, ssim
 from fvgen_recon.io.file import atomic_path, read_json, write_json
 from fvgen_recon.io.image import read_image

@@ -22,13 +22,25 @@ from fvgen_recon.evaluation.score import HeldOut
 from fvgen_recon.evaluation.suite import SUITES, choose_split, find_scenes, open_scene
 from fvgen_recon.io.file import atomic_path
 from fvgen_recon.io.scenes import Capture, load_scene
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 FROZEN = Path(__file__).resolve().parent / "splits"
 """Lists of suites that freeze their splits."""
 _FOLD = "fold"
 SEEN_ESTIMATOR = "plane-sweep"
 """Finds the points that say what the inputs see, for all methods alike."""
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Return whole numbers above 0 that commas separate.
+
+    Raises:
+        InputError: One is none.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise InputError(f"Whole numbers with commas between them were expected: {text} came.")
+    return tuple(map(int, words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +104,7 @@ class Case:
             size = (fold.height, fold.width)
             scene = load_scene(self.capture, fold.inputs, height=size[0], width=size[1])
             cameras = held_out_cameras(self.capture, self.split, *size)
-            mask = seen_by_inputs(scene.to(device), cameras, ESTIMATORS[SEEN_ESTIMATOR]())
+            mask = seen_by_inputs(scene.to(device), cameras, make_estimator(SEEN_ESTIMATOR))
             with atomic_path(path) as temporary:
                 save_file({"seen": mask}, temporary)
         return load_file(path)["seen"]

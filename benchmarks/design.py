@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import tyro
-from machine import describe_machine, visible_gpu
 from student_leg import read_clips
 
 from fvgen_recon.diffusion.backbone import VideoModel
@@ -31,10 +30,11 @@ from fvgen_recon.diffusion.schedule import FlowSchedule, Prediction
 from fvgen_recon.distill.pretrain import PretrainConfig, Pretraining, plain_sources, pretrain
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine, visible_gpu
 from fvgen_recon.evaluation.student import measure_model
 from fvgen_recon.evaluation.table import markdown
 from fvgen_recon.io.file import read_json, write_json
-from fvgen_recon.recipes.compact import RECIPES
+from fvgen_recon.recipes.compact import make_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ class Options:
     limit_s: float = 1e9
     """Seconds after which a training is given up, and none is started."""
     seed: int = 0
+    """Of the first weights, the clips and the noise."""
     commit: str = ""
     """Commit to note where git cannot tell."""
     only: str | None = None
@@ -105,6 +106,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the names."""
+        make_recipe(self.recipe)
         names = (*self.variants, *filter(None, [self.only]))
         unknown = sorted(set(names) - set(VARIANTS))
         if unknown:
@@ -126,14 +128,16 @@ def settings(options: Options) -> dict[str, Any]:
 
 def shape(options: Options, variant: Variant) -> CompactConfig:
     """Return the network's shape: the recipe's, without a gate unless the variant has one."""
-    base = replace(RECIPES[options.recipe]().network, gate=False)
+    base = replace(make_recipe(options.recipe).network, gate=False)
     return replace(base, **dict(variant.changes))
 
 
 def stage(options: Options, variant: Variant) -> PretrainConfig:
     """Return the recipe's stage with the budget in updates."""
     name = "teacher" if variant.is_teacher else "regression"
-    stages = {s.name: s for s in RECIPES[options.recipe]().stages if isinstance(s, PretrainConfig)}
+    stages = {
+        s.name: s for s in make_recipe(options.recipe).stages if isinstance(s, PretrainConfig)
+    }
     budget = {"max_steps": options.updates, "batch_size": options.batch_size, "seconds": 1e9}
     return replace(stages[name], **budget)
 
@@ -270,17 +274,13 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main(options: Options) -> int:
     """Train and compare, or train one."""
-    try:
-        if options.only is not None:
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-            write_json(options.path(options.only), train(options.only, options))
-            return 0
-        _check_clips(options)
-        failures = run_all(options)
-    except FvgenError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.only is not None:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+        write_json(options.path(options.only), train(options.only, options))
+        return 0
+    _check_clips(options)
+    failures = run_all(options)
     found = [options.path(name) for name in options.variants if is_finished(name, options)]
     results = [read_json(path) for path in found]
     content = {
@@ -305,4 +305,8 @@ def _check_clips(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    try:
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except FvgenError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,4 +1,4 @@
-"""Where generators fail, one failure a row, in procedural worlds that have a photo for every frame.
+r"""Where generators fail, one failure a row, in procedural worlds with a photo for every frame.
 
 A world is photographed along a walk of 16 frames of which the two ends are the inputs. Each case
 changes one thing, and is measured beside a walk in the same world without the change.
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import tyro
 from jaxtyping import Float
-from machine import describe_machine
 from PIL import Image
 from torch import Tensor
 
@@ -29,10 +28,11 @@ from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.comparison import Judge, Truth, caption, run_method
 from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.held_out import TRUTH
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.evaluation.warp import warped_difference
 from fvgen_recon.io.file import atomic_path, write_json
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.render.guidance import render_guidance
 from fvgen_recon.render.world import plan_walk, random_world, render_world
 from fvgen_recon.types import Anchor, Cameras, Scene, Trajectory
@@ -157,7 +157,7 @@ def clip_of(case: Case, film: Film, estimator: str) -> Truth:
     scene = Scene(images=film.images[ends], cameras=film.cameras[ends], names=("first", "last"))
     anchors = (Anchor(frame=0, view=0), Anchor(frame=count - 1, view=1))
     trajectory = Trajectory(cameras=film.cameras, anchors=anchors)
-    cloud = ESTIMATORS[estimator]().estimate(scene)
+    cloud = make_estimator(estimator).estimate(scene)
     return Truth(
         guidance=render_guidance(scene, cloud, trajectory),
         cameras=film.cameras,
@@ -222,6 +222,7 @@ def draw(trials: Mapping[Case, Trial]) -> bytes:
 
 def run(cases: Sequence[Case], options: Options) -> None:
     """Measure cases and what they are without their difficulty; write numbers and picture."""
+    make_estimator(options.estimator)  # Before any work.
     judge = load_stlpips("alex")
     generators = {
         name: load_generator(GeneratorConfig(name=name, num_frames=options.num_frames))

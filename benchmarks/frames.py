@@ -34,7 +34,7 @@ from fvgen_recon.evaluation.result import Failure, FrameResult, frame_from_json,
 from fvgen_recon.evaluation.score import HeldOut, ViewScore, mean_scores, score_renders
 from fvgen_recon.io.file import read_json, write_json
 from fvgen_recon.io.scenes import load_scene, photo_size
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.types import Cameras
 
 PANEL = "panel.png"
@@ -57,7 +57,7 @@ class FramesJob:
     long_side: int
     """Longer side of the frames in pixels."""
     estimator: str
-    """Source of the points, one of `ESTIMATORS`; as the methods' own."""
+    """Source of the points, one of `pointcloud.ESTIMATORS`; as the methods' own."""
     device: str
     seed: int
 
@@ -118,7 +118,7 @@ def look_closer(case: Case, clips: HeldOutClips, jury: Jury) -> Closer:
     )
     size = {"height": cameras.height, "width": cameras.width}
     scene = load_scene(case.capture, case.split.inputs, **size).to(jury.device)
-    seen = seen_by_inputs(scene, cameras, ESTIMATORS[SEEN_ESTIMATOR]())
+    seen = seen_by_inputs(scene, cameras, make_estimator(SEEN_ESTIMATOR))
     others = {name: judge for name, judge in jury.judges.items() if name != _MAIN_JUDGE}
     return Closer(
         jury=replace(jury, judges=others, eyes=None),
@@ -182,7 +182,7 @@ def measure_frames(
     )
     try:
         clips = build_clips(
-            case.scene, case.capture, inputs, test, ESTIMATORS[job.estimator](), settings
+            case.scene, case.capture, inputs, test, make_estimator(job.estimator), settings
         )
     except FvgenError as error:
         return Failure(

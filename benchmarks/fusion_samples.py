@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from case import Case
+from case import Case, numbers
 from fusion_trial import Answer, Job
 from fusion_worker import Worker
-from machine import describe_machine, plain_path
 
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import held_out_scene
+from fvgen_recon.evaluation.machine import describe_machine, plain_path
 from fvgen_recon.evaluation.protocol import Split, evenly_spread
 from fvgen_recon.evaluation.suite import SUITES, find_scenes, open_scene
 from fvgen_recon.fusion.sample import read_sample, with_photo, write_sample
@@ -125,18 +125,6 @@ def plan(args: Arguments) -> list[Planned]:
         replace(one, generator_side=sides[(place + place // len(rows)) % len(sides)])
         for place, one in enumerate(rounds)
     ]
-
-
-def numbers(text: str) -> list[int]:
-    """Return whole numbers above 0 that commas separate.
-
-    Raises:
-        InputError: One is none.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise InputError(f"Whole numbers with commas between them were expected: {text} came.")
-    return [int(word) for word in words]
 
 
 def scene_trials(args: Arguments, scene: str, capture: Capture, start: int) -> list[Planned]:

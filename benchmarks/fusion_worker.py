@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fusion_trial import Answer, Job
 from job import HERE, search_path
-from machine import visible_gpu
+
+from fvgen_recon.evaluation.machine import visible_gpu
 
 
 class Worker:

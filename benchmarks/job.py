@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from case import Case
-from machine import plain_path
 from methods import (
     IMPORTED,
     again_words,
@@ -25,6 +24,7 @@ from methods import (
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import Fold
 from fvgen_recon.evaluation.judge import Jury
+from fvgen_recon.evaluation.machine import plain_path
 from fvgen_recon.evaluation.moment import frechet_between, kernel_between, save_moments
 from fvgen_recon.evaluation.result import (
     Failure,

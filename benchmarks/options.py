@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from case import FROZEN, Case, plan_cases
+from case import FROZEN, Case, numbers, plan_cases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class SceneOptions:
         return plan_cases(
             self.suite,
             self.data,
-            views=tuple(map(int, views.split(","))),
+            views=numbers(views),
             scenes=tuple(filter(None, self.scenes.split(","))),
             long_side=self.long_side,
             work=self.work,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from case import plan_cases
+from case import numbers, plan_cases
 
 from fvgen_recon.errors import FvgenError, InputError
 
@@ -42,7 +42,7 @@ def pack(options: Options) -> int:
     cases = plan_cases(
         options.suite,
         options.data,
-        views=tuple(map(int, options.views.split(","))),
+        views=numbers(options.views),
         scenes=tuple(filter(None, options.scenes.split(","))),
         long_side=0,
         work=options.out,

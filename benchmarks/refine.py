@@ -1,4 +1,4 @@
-"""Render the splat of a finished trial again: with a generator's frame in each view, or as a file.
+r"""Render the splat of a finished trial again: with a generator's frame in each view, or as a file.
 
 Nothing is trained. The splat comes from the trial's checkpoint, photos and points from the fold,
 in which no held-out photo exists.

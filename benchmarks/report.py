@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from case import FROZEN, Case, plan_cases
+from case import FROZEN, Case, numbers, plan_cases
 from frames import PANEL
 from job import RENDERS
 
@@ -70,7 +70,7 @@ def cases_of(result: RunResult, options: Options) -> list[Case]:
     return plan_cases(
         result.suite,
         data,
-        views=tuple(map(int, settings["views"].split(","))),
+        views=numbers(settings["views"]),
         scenes=tuple(filter(None, settings["scenes"].split(","))),
         long_side=settings["long_side"],
         work=options.work or Path(settings["work"]),

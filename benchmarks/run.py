@@ -1,4 +1,4 @@
-"""Run a benchmark suite: every method on every scene and view count, resumable, as one JSON.
+r"""Run a benchmark suite: every method on every scene and view count, resumable, as one JSON.
 
 Usage:
     python benchmarks/run.py folder --data scenes/ --methods splatfacto,fvgen-splat-render \
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from case import FROZEN, Case
@@ -24,7 +24,6 @@ from frames import (
     with_weights,
 )
 from job import Trial, score_trial, train_trial, trials_of_case
-from machine import describe_machine, plain_path
 from methods import FUSION, find_method, parse_weights
 from options import SceneOptions
 from progress import Progress
@@ -32,6 +31,7 @@ from progress import Progress
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.judge import load_jury
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.result import (
     Failure,
     FrameResult,
@@ -41,7 +41,7 @@ from fvgen_recon.evaluation.result import (
 )
 from fvgen_recon.evaluation.table import downstream_table, frames_table
 from fvgen_recon.fusion.checkpoint import read_fusion_card
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +120,7 @@ def plan_frames(options: Options, cases: list[Case]) -> list[FramesJob]:
         return []
     wanted = tuple(filter(None, options.generators.split(",")))
     methods = [find_method(name) for name in options.methods.split(",")]
-    if options.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{options.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    make_estimator(options.estimator)  # Before any work.
     known = parse_weights(options.weights)
     names = tuple(with_weights(name, known) for name in wanted or names_of_generators(methods))
     return [
@@ -198,22 +194,11 @@ class Bench:
         return RunResult(
             suite=self.options.suite,
             machine=self.machine,
-            settings=_plain(asdict(self.options)),
+            settings=plain_settings(asdict(self.options)),
             trials=tuple(row for row in found if isinstance(row, TrialResult)),
             frames=tuple(frames),
             failures=tuple(row for row in found if isinstance(row, Failure)),
         )
-
-
-def _plain(value: Any) -> Any:
-    """Return settings without the absolute paths of this machine."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, (str, Path)):
-        return ",".join(map(plain_path, str(value).split(",")))
-    return value
 
 
 def main(options: Options) -> int:

@@ -19,7 +19,6 @@ import tyro
 from case import Case
 from frames import load_generators
 from job import Settings, Trial, score_trial, train_trial
-from machine import describe_machine
 from options import SceneOptions
 
 from fvgen_recon.densify.bank import MANIFEST, Bank
@@ -27,6 +26,7 @@ from fvgen_recon.densify.densifier import Densifier, DensifyConfig
 from fvgen_recon.densify.generators import COMPACT_TEACHER
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.evaluation.judge import Jury, load_jury
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.evaluation.plot import PARTS
 from fvgen_recon.evaluation.result import Failure, without_nan
 from fvgen_recon.evaluation.table import markdown

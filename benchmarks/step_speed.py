@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import trial
 import tyro
-from machine import describe_machine
 from methods import replace_missing_lpips
 from options import SceneOptions
 from torch.profiler import ProfilerActivity, profile
 
 from fvgen_recon.errors import FvgenError
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import write_json
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cudaGraphLaunch")
@@ -39,7 +39,7 @@ class Options(SceneOptions):
     """Number of input views."""
     iterations: int = 900
     """Training steps."""
-    estimator: str = "plane-sweep"
+    estimator: str = "stereo"
     """Where the points to start from come from."""
     overrides: tuple[str, ...] = ()
     """Settings of the configuration as `path.to.field=value`."""

@@ -1,4 +1,4 @@
-"""The paper's ablation on the compact model: every recipe from one teacher, at equal updates.
+r"""The paper's ablation on the compact model: every recipe from one teacher, at equal updates.
 
 Each stage is a process ("leg") on one of the GPUs; recipes that begin alike share their first leg.
 Run again, finished legs are kept.
@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from machine import describe_machine, plain_path, visible_gpu
 from student_leg import RESULT, WEIGHTS, Leg, settings
 from student_table import collect, draw, show
 
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine, plain_path, visible_gpu
 from fvgen_recon.io.file import read_json, write_json
+from fvgen_recon.recipes.compact import make_recipe
 
 SCRIPT = Path(__file__).resolve().parent / "student_leg.py"
 PAPER = {
@@ -113,6 +114,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check names and numbers."""
+        make_recipe(self.recipe)
         unknown = set(self.recipes) - set(RECIPES)
         if unknown:
             raise InputError(

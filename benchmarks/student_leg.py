@@ -1,6 +1,6 @@
 """One stage of one run of the ablation, in a process of its own: train, keep, measure.
 
-Without a stage the weights are only measured.
+Without a stage the weights are only measured. `student_ablation.py` runs these.
 """
 
 import json
@@ -29,7 +29,7 @@ from fvgen_recon.evaluation.feature import load_stlpips
 from fvgen_recon.evaluation.moment import Moments, frechet_between, measure_moments
 from fvgen_recon.evaluation.student import measure_frames, sample_sources
 from fvgen_recon.io.file import write_json
-from fvgen_recon.recipes.compact import RECIPES, CompactRecipe
+from fvgen_recon.recipes.compact import CompactRecipe, make_recipe
 
 RESULT = "result.json"
 """Written last: a leg that has it is finished."""
@@ -75,6 +75,7 @@ class Leg:
     seconds: float = 60.0
     """Longest training; a leg that this ends has fewer updates, and its result says so."""
     seed: int = 0
+    """Of the clips and the noise."""
     warmup_turns: int | None = None
     """Updates of the judges alone before the first of the student, instead of the recipe's."""
     judge_turns: int | None = None
@@ -231,7 +232,7 @@ def main(leg: Leg) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    recipe = RECIPES[leg.recipe]()
+    recipe = make_recipe(leg.recipe)
     cast = make_cast(
         recipe.network,
         init=leg.init,

@@ -1,4 +1,4 @@
-"""Several runs of the ablation as one table: means and spreads over all their seeds.
+r"""Several runs of the ablation as one table: means and spreads over all their seeds.
 
 Usage:
     python benchmarks/student_runs.py benchmarks/results/student_ablation.json \

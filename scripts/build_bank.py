@@ -20,10 +20,10 @@ from fvgen_recon.distill.clip import ClipBatch, load_clips
 from fvgen_recon.distill.pack import read_pack, warn_of_shared
 from fvgen_recon.distill.source import BankConfig, SourceShares, Worker, write_mixed_bank
 from fvgen_recon.distill.splat import SplatConfig
-from fvgen_recon.errors import FvgenError, InputError, TrainingError
+from fvgen_recon.errors import FvgenError, TrainingError
 from fvgen_recon.io.file import write_json
-from fvgen_recon.pointcloud import ESTIMATORS
-from fvgen_recon.recipes.compact import RECIPES, write_validation_clips
+from fvgen_recon.pointcloud import make_estimator
+from fvgen_recon.recipes.compact import make_recipe, write_validation_clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Arguments:
     splat: SplatConfig = field(default_factory=SplatConfig)
     """How splats are fitted to captures, and which are good enough."""
     estimator: str = "plane-sweep"
-    """Source of the point clouds."""
+    """Source of the point clouds: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     num_plans: int = 1200
     """Sets of inputs in all."""
     num_workers: int = 4
@@ -51,6 +51,7 @@ class Arguments:
     texture_size: int = 256
     """Texels along the side of textures of procedural worlds."""
     seed: int = 1
+    """Of the choices of photos, paths and worlds."""
 
 
 def build(index: int, args: Arguments) -> None:
@@ -58,7 +59,7 @@ def build(index: int, args: Arguments) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.num_workers > 1:
         torch.set_num_threads(1)
-    recipe = RECIPES[args.recipe]()
+    recipe = make_recipe(args.recipe)
     start = time.monotonic()
     scenes = read_pack(args.train)
     if index == 0 and args.val is not None:
@@ -76,7 +77,7 @@ def build(index: int, args: Arguments) -> None:
         texture_size=args.texture_size,
     )
     worker = Worker(index=index, count=max(1, args.num_workers), device=device, seed=args.seed)
-    estimator = ESTIMATORS[args.estimator]()
+    estimator = make_estimator(args.estimator)
     made = write_mixed_bank(scenes, args.out, estimator, config, worker)
     seconds = time.monotonic() - start
     print(f"worker {index}: {made} plans in {seconds:.0f} s", flush=True)
@@ -129,11 +130,7 @@ def _strip(clips: ClipBatch) -> torch.Tensor:
 
 def main(args: Arguments) -> int:
     """Fill the bank and say how long it took; 1 where it is smaller than it should be."""
-    if args.estimator not in ESTIMATORS or args.recipe not in RECIPES:
-        raise InputError(
-            f"An estimator out of {', '.join(ESTIMATORS)} and a recipe out of "
-            f"{', '.join(RECIPES)} were expected: {args.estimator} and {args.recipe} came."
-        )
+    make_estimator(args.estimator), make_recipe(args.recipe)  # Before any worker starts.
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     failed = 0

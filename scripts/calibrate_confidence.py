@@ -1,4 +1,4 @@
-"""Fit the confidence of generated pixels on training scenes and show how true it is on others.
+r"""Fit the confidence of generated pixels on training scenes and show how true it is on others.
 
 Usage:
     python scripts/calibrate_confidence.py --train train.bin --val val.bin --out outputs/trust \
@@ -35,9 +35,10 @@ from fvgen_recon.distill.clip import plan_trajectory
 from fvgen_recon.distill.pack import PackedScene, read_pack
 from fvgen_recon.distill.pair import ClipPlan, evaluation_plans
 from fvgen_recon.errors import FvgenError, InputError
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.metric import psnr
 from fvgen_recon.io.file import write_json
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.render.guidance import guidance_config, render_guidance
 
 matplotlib.use("Agg")
@@ -57,7 +58,8 @@ class Arguments:
     generators: tuple[str, ...] = ("fill",)
     """Generators as name or name=folder of weights."""
     install: bool = False
-    """Add the models to those that the package brings."""
+    """Put the models beside those that the package brings, in the place of those of the same
+    generators; the others stay."""
     num_samples: int = 2
     """Samples of each clip; models for one sample and for several are fitted."""
     views: int = 3
@@ -67,9 +69,11 @@ class Arguments:
     scenes: int | None = None
     """Only the first so many scenes of each pack."""
     num_frames: int = 16
+    """Length of a clip."""
     long_side: int = 256
     """Longer image side in pixels."""
     estimator: str = "plane-sweep"
+    """Source of the point cloud: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     pixels: int = 1500
     """Random pixels of each frame that are fitted and judged."""
     tolerance: float = 0.12
@@ -77,7 +81,11 @@ class Arguments:
     few_steps: int | None = None
     """Also compare these few steps with the generator's own, by how much of a clip is missing."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
     seed: int = 0
+    """Seed of the samples and of the pixels."""
+    commit: str = ""
+    """Commit to note where git cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +140,7 @@ def measure_clip(
     """Generate one clip with every generator and compare it with its photos."""
     size = working_size(packed.cameras.height, packed.cameras.width, args.long_side, 16)
     scene = packed.scene(plan.inputs, *size).to(args.device)
-    cloud = ESTIMATORS[args.estimator]().estimate(scene)
+    cloud = make_estimator(args.estimator).estimate(scene)
     path = plan.paths[0]
     trajectory = plan_trajectory(path, packed.cameras.resize(*size))
     trajectory = replace(trajectory, cameras=trajectory.cameras.to(args.device))
@@ -277,39 +285,76 @@ def _trade_table(trade: Trade) -> list[dict[str, float]]:
     return rows
 
 
+def check_arguments(args: Arguments) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        InputError: A generator comes twice or none comes, or a number or an estimator is none.
+    """
+    make_estimator(args.estimator)
+    names = [text.partition("=")[0] for text in args.generators]
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"At least one generator, and each generator once, was expected: "
+            f"{' '.join(args.generators) or 'none'} came."
+        )
+    if min(args.num_samples, args.clips, args.pixels) < 1:
+        raise InputError(
+            f"At least one sample, clip and pixel were expected: {args.num_samples}, {args.clips} "
+            f"and {args.pixels} came."
+        )
+
+
+def describe_origin(args: Arguments) -> str:
+    """Return command, commit and date of this fit."""
+    machine = describe_machine(args.commit)
+    return f"{machine['command']}, commit {machine['commit']}, {machine['date']}"
+
+
+def install(path: Path, models: dict[str, TrustModel]) -> None:
+    """Put models beside those that a file holds already, in the place of those of the same name.
+
+    The rest stays as it is, with its own origin, and it is told where the weights of a generator
+    have changed since a model of it that stays was fitted.
+    """
+    known = read_trust(path) if path.is_file() else {}
+    current = {key.partition("/")[0]: model.weights_hash for key, model in models.items()}
+    for key, model in known.items():
+        name = key.partition("/")[0]
+        if key not in models and name in current and model.weights_hash != current[name]:
+            print(f"{key} stays as it was fitted to other weights: fit it too (--num-samples 2).")
+    save_trust(path, known | models)
+
+
 def main(args: Arguments) -> None:
     """Fit on training scenes, judge on validation scenes, write everything."""
-    if args.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{args.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    check_arguments(args)
     generators = {text.partition("=")[0]: _load(text, args) for text in args.generators}
     args.out.mkdir(parents=True, exist_ok=True)
     trades: dict[str, Trade] = {}
     train = measure_pack(args.train, generators, args, trades)
     trades.clear()
     val = measure_pack(args.val, generators, args, trades)
-    models, results = {}, {}
-    for name in generators:
+    models, results, origin = {}, {}, describe_origin(args)
+    for name, generator in generators.items():
         fitted = fit_models(train[name], args)
         results[name] = judge(val[name], fitted, args)
         for kind, model in fitted.items():
-            models[trust_key(name, 1 if kind == "one" else 2)] = model
+            models[trust_key(name, 1 if kind == "one" else 2)] = replace(
+                model, weights_hash=generator.weights_hash or None, origin=origin
+            )
         for kind, curve in results[name].items():
             print(
                 f"{name} {kind}: off by {curve.calibration_error:.3f}, rank {curve.rank:.3f}, "
                 f"{len(val[name].error)} pixels"
             )
-    origin = {"command": "scripts/calibrate_confidence.py", "generators": ", ".join(generators)}
-    origin |= {f"weights of {n}": g.weights_hash for n, g in generators.items() if g.weights_hash}
-    save_trust(args.out / "trust.json", models, origin)
+    save_trust(args.out / "trust.json", models)
     if args.install:
-        known = read_trust(SHIPPED) if SHIPPED.is_file() else {}
-        save_trust(SHIPPED, known | models, origin)
+        install(SHIPPED, models)
     table = {name: _trade_table(trade) for name, trade in trades.items()}
     numbers = {
-        "settings": {k: str(v) for k, v in asdict(args).items()},
+        "machine": describe_machine(args.commit),
+        "settings": plain_settings(asdict(args)),
         "reliability": {
             n: {k: asdict(c) for k, c in kinds.items()} for n, kinds in results.items()
         },

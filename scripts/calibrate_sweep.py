@@ -6,7 +6,7 @@ without knowing how much of the whole photo the others show; each scene is judge
 were fitted without it. The last line printed holds the weights of all scenes.
 
 Usage:
-    python scripts/calibrate_sweep.py --scenes ../shared/data/train --out outputs/sweep
+    python scripts/calibrate_sweep.py --scenes TRAIN --out outputs/sweep
 """
 
 import sys
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.errors import FvgenError, InputError
-from fvgen_recon.evaluation.depth import SparsePoints, find_cases, pair_angles
+from fvgen_recon.evaluation.depth import find_cases, pair_angles, sparse_points
 from fvgen_recon.evaluation.suite import small_folder_split
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path
@@ -29,6 +29,7 @@ from fvgen_recon.io.scenes import (
     ViewSelection,
     load_capture,
     load_scene,
+    posed_scenes,
     select_views,
 )
 from fvgen_recon.pointcloud.confidence import Evidence, estimate_confidence
@@ -62,6 +63,7 @@ class Arguments:
     folds: int = 7
     """Parts of the scenes; each is judged by weights fitted to the others."""
     seed: int = 0
+    """Of the points that are drawn and of the parts of the scenes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +84,14 @@ class Photo:
     network_error: Float[Tensor, "Q"]
 
 
-def choose_inputs(name: str, capture: Capture, args: Arguments) -> list[tuple[int, ...]]:
+def choose_inputs(folder: Path, capture: Capture, args: Arguments) -> list[tuple[int, ...]]:
     """Return the choices of input photos of a scene, each once."""
-    assert capture.points is not None
-    assert capture.tracks is not None
-    points = SparsePoints(
-        xyz=capture.points.xyz, point=capture.tracks.point, frame=capture.tracks.frame
-    )
+    points = sparse_points(capture, folder)
     usable = [capture.has_photo(i) for i in range(len(capture))]
     angles = pair_angles(capture.cameras, points, usable)
     arcs = find_cases(angles, args.angles, num_views=args.views, max_held_out=1)
     chosen = [
-        small_folder_split(name, capture, args.views).inputs,
+        small_folder_split(folder.name, capture, args.views).inputs,
         select_views(capture, ViewSelection(count=args.views)).inputs,
         *(case.inputs for _, case in arcs),
     ]
@@ -143,11 +141,9 @@ def measure(
 def measure_scenes(args: Arguments) -> list[Photo]:
     """Measure all choices of photos of all scenes."""
     photos: list[Photo] = []
-    for folder in sorted(path for path in args.scenes.iterdir() if path.is_dir()):
+    for folder in posed_scenes(args.scenes):
         capture = load_capture(folder)
-        if capture.tracks is None or capture.points is None:
-            raise InputError(f"{folder} holds no tracks to measure depth with (tracks.npz).")
-        for frames in choose_inputs(folder.name, capture, args):
+        for frames in choose_inputs(folder, capture, args):
             first = capture.cameras[frames[0]]
             for side in args.long_sides:
                 scale = side / max(first.height, first.width)
@@ -267,9 +263,9 @@ def draw_table(photos: Sequence[Photo], args: Arguments) -> str:
     return "\n".join(lines) + "\n"
 
 
+@torch.no_grad()
 def main(args: Arguments) -> None:
     """Measure, fit, judge."""
-    torch.set_grad_enabled(False)
     photos = measure_scenes(args)
     table = draw_table(photos, args)
     words = ", ".join(f"{value:.2f}" for value in fit(photos, photos[0].evidence.shape[1]).tolist())

@@ -5,7 +5,7 @@ own SfM points serve to measure and are never shown to an estimator (but `datase
 latter, so that its depth figures only say how many points there are).
 
 Usage:
-    python scripts/compare_pointclouds.py --scenes ../shared/data/val --output outputs/clouds
+    python scripts/compare_pointclouds.py --scenes VAL --output outputs/clouds
 """
 
 import sys
@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -22,18 +21,19 @@ from torch import Tensor
 from fvgen_recon.errors import FvgenError, InputError, MissingDependencyError, WeightsError
 from fvgen_recon.evaluation.depth import (
     GAP_BINS,
-    SparsePoints,
     find_cases,
     finite_mean,
     masked_psnr,
     pair_angles,
     render_held_out,
+    sparse_points,
 )
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
-from fvgen_recon.io.scenes import Capture, load_capture, load_scene
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.io.scenes import Capture, load_capture, load_scene, posed_scenes
+from fvgen_recon.pointcloud import ESTIMATORS, make_estimator
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import PointCloud, Scene
 
@@ -95,19 +95,9 @@ class Row:
 
 def list_cases(options: Options) -> Iterator[Case]:
     """All cases of all scenes."""
-    folders = [
-        folder
-        for path in options.scenes
-        for folder in ([path] if (path / "transforms.json").exists() else sorted(path.iterdir()))
-        if folder.is_dir()
-    ]
-    for folder in folders:
+    for folder in [folder for path in options.scenes for folder in posed_scenes(path)]:
         capture = load_capture(folder)
-        if capture.tracks is None or capture.points is None:
-            raise InputError(f"{folder} holds no tracks to measure depth with (tracks.npz).")
-        points = SparsePoints(
-            xyz=capture.points.xyz, point=capture.tracks.point, frame=capture.tracks.frame
-        )
+        points = sparse_points(capture, folder)
         usable = [capture.has_photo(i) for i in range(len(capture))]
         angles = pair_angles(capture.cameras, points, usable)
         found = find_cases(
@@ -149,7 +139,7 @@ def check_depth(cloud: PointCloud, case: Case, scene: Scene) -> tuple[float, flo
 def measure(case: Case, scene: Scene, held: Scene, name: str) -> tuple[Row, Tensor]:
     """Run one source on one case; return its figures and a strip of pictures."""
     start = time.perf_counter()
-    cloud = ESTIMATORS[name]().estimate(scene)
+    cloud = make_estimator(name).estimate(scene)
     seconds = time.perf_counter() - start
     frames, hit, filled = render_held_out(cloud, held)
     every = torch.ones_like(hit[0])
@@ -199,6 +189,8 @@ def draw_table(rows: list[Row], absent: dict[str, str]) -> str:
 
 def compare(options: Options) -> None:
     """Measure all sources on all cases and write the results."""
+    for name in options.estimators:
+        make_estimator(name)  # Before any work.
     rows: list[Row] = []
     absent: dict[str, str] = {}
     for case in list_cases(options):
@@ -218,8 +210,11 @@ def compare(options: Options) -> None:
             strips.append(strip)
             print(f"{case.name} gap {case.gap:.0f} {name}: {numbers(row)}", flush=True)
         write_image(options.output / f"{case.name}.jpg", torch.cat(strips, dim=2).cpu())
-        options_used = {k: str(v) for k, v in asdict(options).items()}
-        content: dict[str, Any] = {"options": options_used, "rows": [asdict(r) for r in rows]}
+        content = {
+            "machine": describe_machine(),
+            "options": plain_settings(asdict(options)),
+            "rows": [asdict(row) for row in rows],
+        }
         write_json(options.output / "cases.json", content)
     with atomic_path(options.output / "table.md") as path:
         path.write_text(draw_table(rows, absent), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Convert an original ViewCrafter checkpoint to a folder in diffusers' manner, or back.
+r"""Convert an original ViewCrafter checkpoint to a folder in diffusers' manner, or back.
 
 Usage:
     python scripts/convert_viewcrafter.py to-folder model_sparse.ckpt weights/teacher \
@@ -73,4 +73,4 @@ def main(options: ToFolder | ToCheckpoint) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(ToFolder | ToCheckpoint)))
+    sys.exit(main(tyro.cli(ToFolder | ToCheckpoint, description=__doc__)))

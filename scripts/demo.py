@@ -39,7 +39,7 @@ class Options:
     iterations: int = 600
     """Training steps of each run."""
     generator: str = "default"
-    """What fills the views."""
+    """What fills the views: `default`, or one of those that `ns-train` knows."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Distil a teacher into a few-step student, and write the student as a folder of weights.
+r"""Distil a teacher into a few-step student, and write the student as a folder of weights.
 
     python scripts/distill.py --recipe debug --output runs/debug
     torchrun --nproc-per-node 8 scripts/distill.py --recipe paper --teacher models/viewcrafter \

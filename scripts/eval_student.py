@@ -1,4 +1,4 @@
-"""Measure generators on held-out views of scenes: student, teacher, regression, render and fill.
+r"""Measure generators on held-out views of scenes: student, teacher, regression, render and fill.
 
 Usage:
     python scripts/eval_student.py --scenes DIR --views 3 --out outputs/eval.json \
@@ -7,6 +7,7 @@ Usage:
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,15 +41,15 @@ from fvgen_recon.evaluation.held_out import (
     build_clips,
     measure_clips,
 )
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.moment import add_moments, frechet_between
 from fvgen_recon.evaluation.protocol import folder_split
 from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
-from fvgen_recon.io.scenes import LOADERS, Capture, load_capture, photo_size
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.io.scenes import Capture, load_capture, photo_size, posed_scenes
+from fvgen_recon.pointcloud import make_estimator
 
 _KINDS = ("student", "teacher", "regression")
-_POSED = ("seva", "nerfstudio", "colmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +84,17 @@ class Arguments:
     num_frames: int = 16
     """Length of a clip."""
     estimator: str = "plane-sweep"
-    """Source of the point cloud."""
+    """Source of the point cloud: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     pictures: int = 4
     """Most clips in the picture of a scene."""
     features: Path | None = None
     """File of packed feature networks, for machines without their packages."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to run."""
     seed: int = 0
+    """Seed of the generators."""
+    commit: str = ""
+    """Commit to note where git cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,8 @@ class Bench:
     generators: dict[str, VideoGenerator]
     judge: ShiftTolerantLpips
     eyes: EfficientNetLite0
+    machine: Mapping[str, object]
+    """What is measured on: GPU, CPU, versions, commit, command and date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +139,7 @@ def _parse_model(text: str, args: Arguments) -> tuple[str, VideoGenerator]:
 
 def make_bench(args: Arguments) -> Bench:
     """Load generators and feature networks."""
-    if args.estimator not in ESTIMATORS:
-        raise InputError(
-            f"There is no point-cloud estimator `{args.estimator}`: choose one of "
-            f"{', '.join(ESTIMATORS)}."
-        )
+    make_estimator(args.estimator)  # Before any work.
     if not 0 < args.span <= 1:
         raise InputError(f"A span in (0, 1] was expected: {args.span:g} came.")
     if (args.clips is not None and args.clips < 1) or args.pictures < 0:
@@ -155,6 +158,7 @@ def make_bench(args: Arguments) -> Bench:
         generators=generators,
         judge=load_stlpips("alex", path=args.features).to(args.device),
         eyes=load_efficientnet(features=args.features).to(args.device),
+        machine=describe_machine(args.commit),
     )
 
 
@@ -204,7 +208,7 @@ def measure_scene(folder: Path, bench: Bench) -> SceneResult:
         has_bare=any(generator.is_raw for generator in bench.generators.values()),
         device=args.device,
     )
-    estimator = ESTIMATORS[args.estimator]()
+    estimator = make_estimator(args.estimator)
     clips = build_clips(folder.name, capture, inputs, held_out, estimator, settings)
     outcome = measure_clips(clips, bench.generators, bench.judge, bench.eyes, seed=args.seed)
     if args.pictures > 0:
@@ -279,7 +283,8 @@ def report(
         line = _line(score, mean["seconds"], mean["frechet_efficientnet_lite0"])
         print(f"{name:>14}  {line}")
     return {
-        "settings": asdict(args),
+        "machine": bench.machine,
+        "settings": plain_settings(asdict(args)),
         "scenes": {
             r.name: {
                 "inputs": r.clips.inputs,
@@ -295,25 +300,9 @@ def report(
     }
 
 
-def _scene_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"A folder of scenes was expected: {folder} is not there.")
-    if _has_poses(folder):
-        return [folder]
-    return sorted(p for p in folder.iterdir() if p.is_dir() and _has_poses(p))
-
-
-def _has_poses(folder: Path) -> bool:
-    return any(LOADERS[name].detect(folder) for name in _POSED)
-
-
 def main(args: Arguments) -> None:
     """Measure every scene."""
-    folders = _scene_folders(args.scenes)
-    if not folders:
-        raise InputError(
-            f"No scene with poses (transforms.json, COLMAP or SEVA) was found in {args.scenes}."
-        )
+    folders = posed_scenes(args.scenes)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bench = make_bench(args)
     results, skipped, start = [], {}, time.perf_counter()

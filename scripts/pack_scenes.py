@@ -104,7 +104,7 @@ def main(args: Arguments) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Arguments))
+        main(tyro.cli(Arguments, description=__doc__))
     except FvgenError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

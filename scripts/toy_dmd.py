@@ -143,7 +143,9 @@ class ToySettings:
     output: Path = Path("docs/figures/toy_dmd.png")
     """Where the figure goes."""
     seed: int = 0
+    """Of the first weights, the draws and the noise."""
     batch_size: int = 256
+    """Points an update."""
     denoiser_steps: int = 1200
     """Updates of the denoiser that student and critic start from."""
     gan_steps: int = 300
@@ -346,4 +348,4 @@ def main(settings: ToySettings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ToySettings))
+    main(tyro.cli(ToySettings, description=__doc__))

@@ -1,7 +1,11 @@
-"""Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
+r"""Train the compact model from packed scenes: regression, teacher, GAN start, distillation.
 
 Weights are kept at the end of each stage and every minute within it; run it again with `--init` to
 go on from them, on the same bank of clips if `--bank` names one.
+
+Usage:
+    python scripts/train_compact.py --train train.bin --val val.bin --features features.bin \
+        --out run
 """
 
 import json
@@ -37,13 +41,14 @@ from fvgen_recon.distill.pretrain import (
 from fvgen_recon.distill.source import BankConfig, Worker, write_mixed_bank
 from fvgen_recon.errors import FvgenError, InputError, TrainingError
 from fvgen_recon.evaluation.feature import load_stlpips
+from fvgen_recon.evaluation.machine import describe_machine, plain_settings
 from fvgen_recon.evaluation.student import (
     measure_frames,
     measure_model,
     plain_blend,
     write_panel,
 )
-from fvgen_recon.recipes.compact import RECIPES, CompactRecipe, write_validation_clips
+from fvgen_recon.recipes.compact import CompactRecipe, make_recipe, write_validation_clips
 
 _SAVE_EVERY = 60.0  # seconds
 _SHIFTS = (0.5, 2.0)
@@ -64,7 +69,7 @@ class Arguments:
     recipe: str = "full"
     """Name in fvgen_recon.recipes.compact."""
     stages: tuple[str, ...] = ("regression", "teacher")
-    """Stages to run, in order."""
+    """Stages of the recipe to run, in order."""
     seconds: tuple[float, ...] = ()
     """Budget of each of these stages, instead of the recipe's."""
     steps: tuple[int, ...] = ()
@@ -85,6 +90,7 @@ class Arguments:
     record: bool = True
     """Replay the networks' calls as CUDA graphs where there is a GPU."""
     seed: int = 0
+    """Of the first weights, the clips and the noise."""
 
 
 @dataclass
@@ -101,17 +107,19 @@ class Run:
     judge: Perceptual
     log: dict[str, list] = field(default_factory=lambda: {"curve": [], "validation": []})
     start: float = field(default_factory=time.monotonic)
+    machine: dict[str, object] = field(default_factory=describe_machine)
 
     def say(self, text: str) -> None:
         """Print with the time since the start."""
         print(f"[{time.monotonic() - self.start:6.1f} s] {text}", flush=True)
 
     def save_log(self) -> None:
-        """Write curves and validation so far."""
+        """Write curves and validation so far, and where they come from."""
         path = self.args.out / "log.json"
         partial = path.with_suffix(".partial")
-        settings = {"recipe": asdict(self.recipe), "args": asdict(self.args)}
-        partial.write_text(json.dumps({**settings, **self.log}, default=str, indent=1))
+        settings = {"recipe": asdict(self.recipe), "args": plain_settings(asdict(self.args))}
+        content = {"machine": self.machine, **settings, **self.log}
+        partial.write_text(json.dumps(content, default=str, indent=1))
         partial.replace(path)
 
 
@@ -120,7 +128,7 @@ def build(worker: int, num_workers: int, args: Arguments, bank: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if num_workers > 1:
         torch.set_num_threads(1)
-    recipe = RECIPES[args.recipe]()
+    recipe = make_recipe(args.recipe)
     scenes = read_pack(args.train)
     if worker == 0:
         validation = read_pack(args.val)
@@ -328,9 +336,7 @@ def _judges(args: Arguments, device: torch.device) -> tuple[Perceptual, Perceptu
 
 def main(args: Arguments) -> None:
     """Run the stages."""
-    if args.recipe not in RECIPES:
-        raise InputError(f"There is no recipe `{args.recipe}`: choose one of {', '.join(RECIPES)}.")
-    recipe = RECIPES[args.recipe]()
+    recipe = make_recipe(args.recipe)
     stages = _stages(args, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -384,7 +390,7 @@ def main(args: Arguments) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Arguments))
+        main(tyro.cli(Arguments, description=__doc__))
     except FvgenError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -28,6 +28,7 @@ from fvgen_recon.evaluation.fusion import (
     mean_gain,
     measure_examples,
 )
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.fusion.checkpoint import load_fusion, save_fusion
 from fvgen_recon.fusion.config import FusionConfig
 from fvgen_recon.fusion.example import Example, choose_held_out, read_examples
@@ -68,6 +69,7 @@ class Arguments:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to train."""
     seed: int = 0
+    """Of the first weights and of the cut-outs."""
 
 
 _CHOSEN = (
@@ -186,6 +188,7 @@ class Run:
     def _save(self) -> None:
         self.trainer.save(self.args.out / "state.safetensors")
         log = {
+            "machine": describe_machine(),
             "held_out": self.held_out,
             "curve": [asdict(line) for line in self.curve],
             "looks": [asdict(look) for look in self.looks],

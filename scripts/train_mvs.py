@@ -36,6 +36,7 @@ from fvgen_recon.evaluation.depth import (
     measure_depth,
     pair_angles,
 )
+from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
 from fvgen_recon.pointcloud.depth_map import DepthMaps
@@ -83,6 +84,7 @@ class Arguments:
     measure_only: bool = False
     """Only measure the weights in `out`; `train` is not read."""
     seed: int = 0
+    """Of the first weights and of the batches."""
 
 
 START = time.monotonic()
@@ -181,7 +183,8 @@ def save(args: Arguments, trainer: StereoTrainer, curve: Sequence[dict]) -> None
     }
     save_mvs(args.out / "weights", trainer.average, training)
     trainer.save(args.out / "state.safetensors")
-    write_json(args.out / "curve.json", {"training": training, "curve": list(curve)})
+    content = {"machine": describe_machine(), "training": training, "curve": list(curve)}
+    write_json(args.out / "curve.json", content)
 
 
 def describe(line: StereoProgress, budget: float) -> str:

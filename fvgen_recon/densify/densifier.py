@@ -20,7 +20,7 @@ from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.densify.trust import find_trust
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.errors import InputError
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.pointcloud.overlap import describe_overlap
 from fvgen_recon.render.guidance import guidance_config, render_guidance, support_fraction
 from fvgen_recon.trajectory import make_planner
@@ -51,9 +51,9 @@ class DensifyConfig:
     """Everything that the front half can be told."""
 
     estimator: str = "plane-sweep"
-    """Point-cloud source: one of `pointcloud.ESTIMATORS`."""
+    """Point-cloud source: plane-sweep, mvs, stereo (both, the surer), dataset, dust3r or random."""
     planner: str = "even"
-    """Camera paths: one of `trajectory.PLANNERS`."""
+    """Camera paths: even, interpolate, support or file."""
     camera_path: Path | None = None
     """For the planner `file`: a camera path that nerfstudio's viewer exported, in the world of the
     scene that is densified."""
@@ -102,11 +102,7 @@ class Densifier:
     """Runs estimate -> plan -> render -> generate -> score -> bank."""
 
     def __init__(self, config: DensifyConfig) -> None:
-        if config.estimator not in ESTIMATORS:
-            known = ", ".join(ESTIMATORS)
-            raise InputError(
-                f"There is no point-cloud estimator `{config.estimator}`: choose one of {known}."
-            )
+        make_estimator(config.estimator)  # Before any work.
         if config.num_samples < 1:
             raise InputError(
                 f"A clip needs at least one sample: num_samples {config.num_samples} came."
@@ -184,7 +180,7 @@ class Densifier:
 
     def _estimate_points(self, scene: Scene) -> PointCloud:
         """Return the point cloud of the photos, and say which of them the others hardly show."""
-        points = ESTIMATORS[self.config.estimator]().estimate(scene)
+        points = make_estimator(self.config.estimator).estimate(scene)
         if self.config.estimator != "random":  # It seeks nothing in the photos.
             doubt = describe_overlap([points], scene.names)
             if doubt:

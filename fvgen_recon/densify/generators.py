@@ -27,7 +27,7 @@ class GeneratorConfig:
     """Which generator fills the views, and how."""
 
     name: str = DEFAULT_GENERATOR
-    """One of `GENERATORS`."""
+    """What fills the views: regression, student, teacher, fill, render or replay."""
     weights: Path | None = None
     """Folder of the weights (student, teacher, regression) or of the bank (replay); none means what
     the package brings."""

@@ -6,8 +6,8 @@ exp(-d^2 / 2 tolerance^2) of the colour difference d to the photo is 0.7 in the 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fvgen_recon.densify.evidence import EVIDENCE
 from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.io.file import write_json
 
 SHIPPED = Path(__file__).resolve().parent / "trust.json"
 """Models that the package brings, by generator."""
@@ -33,6 +34,11 @@ class TrustModel:
     bias: float
     tolerance: float
     """Colour difference at which agreement falls to exp(-1/2), of evidence and target alike."""
+    # Not in the text that a bank's hash is made of: they change no confidence.
+    weights_hash: str | None = field(default=None, repr=False)
+    """Of the generator whose frames it was fitted to; none for generators without weights."""
+    origin: str = field(default="", repr=False)
+    """Command, commit and date of the fit."""
 
     def __post_init__(self) -> None:
         """Check that the names are known and each has a weight."""
@@ -96,30 +102,30 @@ def trust_key(generator: str, num_samples: int) -> str:
     return f"{generator}/{'several' if num_samples > 1 else 'one'}"
 
 
-def save_trust(path: Path, models: dict[str, TrustModel], origin: dict[str, str]) -> None:
-    """Write models by `trust_key`, and how they were made, as JSON."""
-    content = {"origin": origin, "models": {k: asdict(m) for k, m in sorted(models.items())}}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+def save_trust(path: Path, models: Mapping[str, TrustModel]) -> None:
+    """Write models by `trust_key` as JSON."""
+    write_json(path, {"models": {key: asdict(model) for key, model in sorted(models.items())}})
 
 
 def read_trust(path: Path) -> dict[str, TrustModel]:
-    """Read the models of `save_trust`.
+    """Read the models of `save_trust`, or those of a file with one origin for all of them.
 
     Raises:
         WeightsError: The file is missing or damaged.
     """
     try:
-        models = json.loads(path.read_text())["models"]
+        content = json.loads(path.read_text())
+        shared = content.get("origin", {})
         return {
             key: TrustModel(
                 names=tuple(m["names"]),
                 weights=tuple(float(w) for w in m["weights"]),
                 bias=float(m["bias"]),
                 tolerance=float(m["tolerance"]),
+                weights_hash=m.get("weights_hash", shared.get(f"weights of {key.split('/')[0]}")),
+                origin=m.get("origin", shared.get("command", "")),
             )
-            for key, m in models.items()
+            for key, m in content["models"].items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"No confidence models could be read from {path}: {error}.") from error

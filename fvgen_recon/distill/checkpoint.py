@@ -1,11 +1,18 @@
-"""Checkpoints: safetensors and JSON in one folder each, written whole or not at all."""
+"""Checkpoints: safetensors and JSON in one folder each, written whole or not at all.
 
+Every file's SHA-256 is kept and compared when a training goes on: bytes that a disk or a copy has
+changed are still numbers, and would only spoil what is trained from them. Files of before that
+have none are read unchecked.
+"""
+
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,11 +29,12 @@ from fvgen_recon.distill.parallel import (
     whole,
 )
 from fvgen_recon.errors import WeightsError
-from fvgen_recon.io.file import atomic_path, sync_file, sync_folder
+from fvgen_recon.io.file import atomic_path, file_sha256, sync_file, sync_folder
 
 _SCHEMA = 1
 _STATE = "state.json"
 _OPTIMIZER = "optimizer/"
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,8 +140,10 @@ def save_training(
     state = optimizer_tensors(optimizer, names)
     tensors |= {f"{_OPTIMIZER}{key}": value for key, value in state.items()}
     flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    header = {"step": str(spent[0]), "seconds": str(spent[1])}
+    header[_CHECKSUM] = _tensors_sha256(flat, header)
     with atomic_path(path, is_durable=True) as target:
-        save_file(flat, target, {"step": str(spent[0]), "seconds": str(spent[1])})
+        save_file(flat, target, header)
 
 
 def resume_training(
@@ -145,7 +155,7 @@ def resume_training(
     """Load what `save_training` wrote; returns steps and seconds so far.
 
     Raises:
-        WeightsError: It is no such file, or does not fit these networks.
+        WeightsError: It is no such file, is damaged, or does not fit these networks.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -154,10 +164,31 @@ def resume_training(
         step, seconds = int(header["step"]), float(header["seconds"])
     except Exception as error:
         raise WeightsError(f"{path} is no state of a training: {error}.") from error
+    expected = header.pop(_CHECKSUM, None)
+    if expected is not None:
+        remedy = "Put back a copy, or train into a new folder."
+        _compare(path, expected, _tensors_sha256(tensors, header), remedy)
     for part, network in networks.items():
         load_tensors(network.state_dict(), _under(f"{part}/", tensors), str(path))
     load_optimizer(optimizer, names, _under(_OPTIMIZER, tensors))
     return step, seconds
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Return the SHA-256 of tensors on the CPU, with their names and shapes, and of a header."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _compare(path: Path, expected: str, found: str, remedy: str) -> None:
+    if found != expected:
+        raise WeightsError(
+            f"{path} is damaged: SHA-256 {expected[:12]}... was written, {found[:12]}... is there. "
+            f"{remedy}"
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,19 +222,24 @@ def save_checkpoint(
     if processes.is_main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
+    checksums: dict[str, str] = {}
     for stem, tensors in files.items():
         gathered = {name: whole(value.detach()) for name, value in tensors.items()}
         if processes.is_main and gathered:
             flat = {k: v.to("cpu", copy=True).contiguous() for k, v in gathered.items()}
             save_file(flat, part / f"{stem}.safetensors")
+            checksums[stem] = file_sha256(part / f"{stem}.safetensors")
     if processes.is_main:
-        content = {
+        said = {
             "schema": _SCHEMA,
             "version": fvgen_recon.__version__,
             "tick": state.tick,
             "settings": state.settings,
             "gradient_norms": state.gradient_norms,
+            "files": checksums,
         }
+        content = json.loads(json.dumps(said))  # As it is read: lists, and names of text.
+        content[_CHECKSUM] = _content_sha256(content)
         (part / _STATE).write_text(json.dumps(content, indent=1))
         for file in part.iterdir():
             sync_file(file)
@@ -230,10 +266,7 @@ def read_state(checkpoint: Path) -> CheckpointState:
     Raises:
         WeightsError: It is missing, damaged or of another schema.
     """
-    try:
-        content = json.loads((checkpoint / _STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{checkpoint} is no readable checkpoint: {error}.") from error
+    content = _read_content(checkpoint)
     if content.get("schema") != _SCHEMA:
         raise WeightsError(
             f"{checkpoint} has schema {content.get('schema')}, {_SCHEMA} was expected: it comes "
@@ -246,16 +279,47 @@ def read_state(checkpoint: Path) -> CheckpointState:
     )
 
 
+def _read_content(checkpoint: Path) -> dict[str, Any]:
+    """Read the JSON of a checkpoint and compare it with its own checksum."""
+    path = checkpoint / _STATE
+    try:
+        content = json.loads(path.read_text())
+        expected = content.pop(_CHECKSUM, None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{checkpoint} is no readable checkpoint: {error}. {_remedy(checkpoint)}"
+        ) from error
+    if expected is not None:
+        _compare(path, expected, _content_sha256(content), _remedy(checkpoint))
+    return content
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _remedy(checkpoint: Path) -> str:
+    """Say what to do where a checkpoint cannot be read."""
+    older = [p.name for p in list_checkpoints(checkpoint.parent) if p.name < checkpoint.name]
+    place = f"from {older[-1]}" if older else "from the start, as no older checkpoint is there"
+    return f"Put back a copy of {checkpoint.name}, or delete that folder to go on {place}."
+
+
 def read_tensors(checkpoint: Path, stem: str) -> dict[str, Tensor]:
     """Read one file of a checkpoint; empty if it was empty when written.
 
     Raises:
-        WeightsError: The file is damaged.
+        WeightsError: The file is damaged or missing.
     """
     path = checkpoint / f"{stem}.safetensors"
+    expected = _read_content(checkpoint).get("files", {}).get(stem)
     if not path.is_file():
-        return {}
+        if expected is None:
+            return {}
+        raise WeightsError(f"{path} was written and is not there. {_remedy(checkpoint)}")
+    if expected is not None:
+        _compare(path, expected, file_sha256(path), _remedy(checkpoint))
     try:
         return load_file(path)
     except Exception as error:
-        raise WeightsError(f"{path} is damaged: {error}.") from error
+        raise WeightsError(f"{path} is damaged: {error}. {_remedy(checkpoint)}") from error

@@ -32,7 +32,7 @@ from fvgen_recon.distill.shard_plan import (
 )
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.scenes import load_scene
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 from fvgen_recon.render.guidance import guidance_config, render_guidance
 from fvgen_recon.types import Anchor, Trajectory
 
@@ -140,7 +140,7 @@ def build_clip(
     inputs = load_scene(
         capture, tuple(window.frames[v] for v in views), height=size[0], width=size[1]
     ).to(device)
-    cloud = ESTIMATORS[settings.estimator]().estimate(inputs)
+    cloud = make_estimator(settings.estimator).estimate(inputs)
     last = settings.num_frames - 1
     anchors = (Anchor(frame=0, view=0), Anchor(frame=last, view=len(views) - 1))
     guidance = render_guidance(

@@ -4,7 +4,6 @@ The record is written last, so a shard without one is not there. It holds the ta
 where each file of each clip lies, for reading a single clip without unpacking.
 """
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,9 @@ from typing import BinaryIO
 from fvgen_recon.distill.shard_clip import Member
 from fvgen_recon.distill.shard_plan import ShardPlan
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.file import atomic_path, read_json, write_json
+from fvgen_recon.io.file import atomic_path, file_sha256, read_json, write_json
 
 _SCHEMA = 1
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +96,7 @@ def write_tar(
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in clips:
                 places.append(ClipPlace(key=key, members=tuple(_add(tar, key, m) for m in members)))
-        digest, size = file_digest(temporary), temporary.stat().st_size
+        digest, size = file_sha256(temporary), temporary.stat().st_size
     return tuple(places), digest, size
 
 
@@ -169,15 +167,6 @@ def finished_shards(folder: Path, plan: ShardPlan) -> list[int]:
     return done
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def find_faults(folder: Path, plan: ShardPlan) -> list[str]:
     """Check a whole data set against its plan; returns a sentence for each fault.
 
@@ -218,7 +207,7 @@ def _shard_faults(folder: Path, plan: ShardPlan, number: int) -> list[str]:
         return [f"{tar.name}: {error}"]
     if record.plan != plan.fingerprint:
         return [f"{tar.name} belongs to another plan: delete it and run the preparation again."]
-    if file_digest(tar) != record.sha256:
+    if file_sha256(tar) != record.sha256:
         return [f"{tar.name} is damaged: delete it and run the preparation again."]
     return []
 

@@ -12,7 +12,7 @@ import torch
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import read_json, write_json
 from fvgen_recon.io.scenes import LOADERS, Capture, load_capture
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import make_estimator
 
 PLAN = "plan.json"
 _SCHEMA = 1
@@ -43,7 +43,7 @@ class ShardSettings:
     num_views: int = 2
     """Frames of a clip that its cloud is made from, spread evenly, first and last included."""
     estimator: str = "plane-sweep"
-    """Point-cloud source: `plane-sweep`, `dust3r` or `dataset`."""
+    """Point-cloud source: plane-sweep, mvs, stereo, dataset, dust3r or random."""
     min_confidence: float = 0.5
     """Confidence from which a point is rendered."""
     is_raw: bool = False
@@ -73,10 +73,7 @@ class ShardSettings:
                 f"A cloud of {self.num_views} views was asked for from clips of "
                 f"{self.num_frames} frames: ask for fewer views."
             )
-        if self.estimator not in ESTIMATORS:
-            raise InputError(
-                f"There is no estimator `{self.estimator}`: choose one of {', '.join(ESTIMATORS)}."
-            )
+        make_estimator(self.estimator)  # Its name is known.
         if (self.codec is None) != (self.codec_folder is None):
             raise InputError("Latents need both the codec's kind and its folder: one came.")
 

@@ -35,9 +35,11 @@ class SplatConfig:
     """How a splat is fitted, and when it is good enough."""
 
     iterations: int = 1500
+    """Training steps of a splat."""
     long_side: int = 352
     """Photos are fitted at this size."""
     max_gaussians: int = 120_000
+    """Points beyond so many are thinned out before the fit."""
     group: int = 6
     """Neighbouring photos whose depth is estimated together."""
     min_photos: int = 20

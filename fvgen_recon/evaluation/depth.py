@@ -8,14 +8,17 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.geometry.rigid import normalise
+from fvgen_recon.io.scenes import Capture
 from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth
 from fvgen_recon.render.point import render_points
 from fvgen_recon.types import Cameras, PointCloud, Scene
@@ -78,6 +81,18 @@ class DepthFigures:
     """Share within 2 % of these."""
     counts: tuple[int, ...]
     """Number of these."""
+
+
+def sparse_points(capture: Capture, folder: Path) -> SparsePoints:
+    """Return the points of a scene that say which frames see them.
+
+    Raises:
+        InputError: The scene has none.
+    """
+    if capture.tracks is None or capture.points is None:
+        raise InputError(f"{folder} holds no tracks to measure depth with (tracks.npz).")
+    tracks = capture.tracks
+    return SparsePoints(xyz=capture.points.xyz, point=tracks.point, frame=tracks.frame)
 
 
 def pair_angles(

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fvgen_recon.errors import MissingDependencyError, WeightsError
+from fvgen_recon.io.file import read_tensors
 
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -182,9 +181,14 @@ def pack_network(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack_network(path: Path, name: str) -> dict[str, Tensor]:
-    """Read one network of a file of packed features; empty where the file has none."""
+    """Read one network of a file of packed features; empty where the file has none.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     prefix = f"{name}."
-    stored = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+    found = read_tensors(path)
+    stored = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
     return {
         key: value.float() * stored[f"{key}.step"] if f"{key}.step" in stored else value
         for key, value in stored.items()
@@ -193,9 +197,12 @@ def unpack_network(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def packed_slices(path: Path, net: str) -> int:
-    """Return how many slices of ST-LPIPS's `alex` or `vgg` are in a file of packed features."""
-    with safe_open(path, "pt") as file:
-        return sum(key.startswith(f"stlpips_{net}.heads.") for key in file.keys())  # noqa: SIM118
+    """Return how many slices of ST-LPIPS's `alex` or `vgg` are in a file of packed features.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    return sum(name.startswith(f"stlpips_{net}.heads.") for name in read_tensors(path))
 
 
 def pack_stlpips(net: str, num_slices: int) -> dict[str, Tensor]:

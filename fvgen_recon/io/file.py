@@ -1,5 +1,6 @@
 """Files that are either wholly there or not there at all."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -84,6 +85,15 @@ def require_folder(path: Path) -> None:
         raise InputError(
             f"The folder {path} cannot be written: {existing} is protected; name another."
         )
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

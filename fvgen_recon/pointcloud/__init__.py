@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.pointcloud.combined import CombinedStereo
 from fvgen_recon.pointcloud.dataset import DatasetPoints
@@ -19,3 +20,15 @@ ESTIMATORS: dict[str, Callable[[], PointCloudEstimator]] = {
     "random": RandomPoints,
 }
 """Point-cloud sources by the name a user chooses; calling one gives its default settings."""
+
+
+def make_estimator(name: str) -> PointCloudEstimator:
+    """Return a point-cloud source by name, with its default settings.
+
+    Raises:
+        InputError: There is no such source.
+    """
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise InputError(f"There is no point-cloud estimator `{name}`: choose one of {known}.")
+    return ESTIMATORS[name]()

@@ -17,6 +17,7 @@ from fvgen_recon.distill.pair import PairLimits, validation_plans
 from fvgen_recon.distill.pretrain import PretrainConfig
 from fvgen_recon.distill.rollout import NoiseRange, RolloutSettings
 from fvgen_recon.distill.source import SourceShares
+from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.pointcloud.combined import CombinedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
@@ -188,6 +189,17 @@ def debug() -> CompactRecipe:
 
 
 RECIPES: dict[str, Callable[[], CompactRecipe]] = {"full": full, "debug": debug}
+
+
+def make_recipe(name: str) -> CompactRecipe:
+    """Return a recipe by name.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    if name not in RECIPES:
+        raise InputError(f"There is no recipe `{name}`: choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]()
 
 
 def write_validation_clips(

@@ -3,7 +3,7 @@
 import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"There is no checkpoint {path}: give the file that training wrote.")
     allow_numpy_scalars()
     try:
+        _check_parts(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
         raise WeightsError(
@@ -69,6 +70,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "optimizers. Give a file that training wrote."
         )
     return state
+
+
+def _check_parts(path: Path) -> None:
+    """Compare the parts of a checkpoint with the checksums that torch writes and never reads.
+
+    Raises:
+        BadZipFile: They differ.
+    """
+    if not is_zipfile(path):  # torch says it better.
+        return
+    with ZipFile(path) as parts:
+        name = parts.testzip()
+    if name is not None:
+        raise BadZipFile(f"{name} differs from its checksum")
 
 
 def find_checkpoint(folder: Path, step: int | None) -> Path:

@@ -153,15 +153,11 @@ class SceneSource:
         Raises:
             InputError: The estimator is unknown, or the views do not suit it.
         """
-        from fvgen_recon.pointcloud import ESTIMATORS
+        from fvgen_recon.pointcloud import make_estimator
 
-        if estimator not in ESTIMATORS:
-            raise InputError(
-                f"There is no point-cloud estimator `{estimator}`: choose one of "
-                f"{', '.join(ESTIMATORS)}."
-            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return ESTIMATORS[estimator]().estimate(self.small_scene(long_side).to(device)).to("cpu")
+        source = make_estimator(estimator)
+        return source.estimate(self.small_scene(long_side).to(device)).to("cpu")
 
     def small_scene(self, long_side: int) -> Scene:
         """Return the input views with a longer side of at most `long_side` pixels.

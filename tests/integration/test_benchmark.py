@@ -219,6 +219,8 @@ def test_the_page_needs_nothing_but_itself(bench: Bench) -> None:
         ({"weights": ("student=nowhere",)}, "Weights as GENERATOR=FOLDER"),
         ({"methods": "nothing+refine"}, "There is no method `nothing`"),
         ({"methods": f"import:x={ROOT}+refine"}, "elsewhere cannot be rendered again"),
+        ({"views": "3;6"}, "Whole numbers with commas between them were expected: 3;6 came"),
+        ({"features": ROOT / "absent.bin"}, "absent.bin was expected and cannot be read"),
         ({"suite": "moon"}, "There is no suite `moon`"),
         ({"methods": "fvgen-splat,fvgen-splat"}, "Two methods have one name"),
         ({"methods": "fvgen-splat", "generators": "dream"}, "There is no generator `dream`"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from room_folder import write_room
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
@@ -13,7 +14,7 @@ from fvgen_recon.diffusion.compact.checkpoint import save_compact
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.image import read_image
-from scripts.eval_student import Arguments, _scene_folders, _unnamed_models, main, make_bench
+from scripts.eval_student import Arguments, _unnamed_models, main, make_bench
 
 pytestmark = pytest.mark.slow
 TINY = CompactConfig(
@@ -50,6 +51,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> dict:
             long_side=96,
             num_frames=8,
             device="cpu",
+            commit="abc1234",
         )
     )
     text = (base / "out" / "eval.json").read_text()
@@ -70,6 +72,14 @@ def test_every_method_is_measured(evaluation: dict) -> None:
         assert mean["seconds"] >= 0
         assert set(numbers["scenes"]) == {"bent", "landscape", "portrait"}
         assert set(numbers["by_gap"]) == {"up to 15", "15 to 30", "over 30"}
+
+
+def test_the_numbers_say_where_they_come_from(evaluation: dict) -> None:
+    machine = evaluation["machine"]
+    assert machine["torch"] == torch.__version__
+    assert machine["commit"] == "abc1234"
+    assert machine["command"].startswith("python ")
+    assert str(evaluation["folder"].parent) not in (evaluation["folder"] / "eval.json").read_text()
 
 
 def test_frames_of_the_gaps_add_up(evaluation: dict) -> None:
@@ -93,17 +103,6 @@ def test_each_scene_has_a_picture_with_a_column_a_method(evaluation: dict) -> No
     for name, width in (("landscape", 96), ("portrait", 64), ("bent", 80)):
         picture = read_image(evaluation["folder"] / f"eval_{name}.png")
         assert abs(picture.shape[-1] / 8 - width) <= 8  # input, six methods, truth
-
-
-def test_scenes_of_every_format_with_poses_are_found(tmp_path: Path) -> None:
-    write_room(tmp_path / "room", seed=1, num_photos=2, height=32, width=32)
-    model = tmp_path / "castle" / "sparse" / "0"
-    model.mkdir(parents=True)
-    for name in ("cameras.bin", "images.bin", "points3D.bin"):
-        (model / name).touch()
-    (tmp_path / "nothing").mkdir()
-    assert [folder.name for folder in _scene_folders(tmp_path)] == ["castle", "room"]
-    assert _scene_folders(tmp_path / "castle") == [tmp_path / "castle"]
 
 
 def test_no_clips_are_refused_and_no_pictures_are_none(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_samples_are_made_a_network_is_trained_and_goes_on(tmp_path: Path) -> No
     log = json.loads((tmp_path / "fusion" / "curve.json").read_text())
     assert [line["step"] for line in log["curve"]] == [2, 4, 6]
     assert len(log["looks"]) == 2
+    assert log["machine"]["command"].startswith("python scripts/train_fusion.py --samples samples")
     card = read_fusion_card(tmp_path / "fusion" / "weights")
     (seen,) = card.training["scenes"]
     answer = _call(

@@ -13,9 +13,10 @@ import pytest
 from room_folder import write_room
 
 from fvgen_recon.distill.shard_build import build_shards, settle_plan
-from fvgen_recon.distill.shard_file import ShardRecord, file_digest, find_faults, tar_path
+from fvgen_recon.distill.shard_file import ShardRecord, find_faults, tar_path
 from fvgen_recon.distill.shard_plan import ShardSettings, make_plan
 from fvgen_recon.distill.shard_ray import TASK, RaySettings, build_shards_on_ray
+from fvgen_recon.io.file import file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_dl3dv.py"
@@ -114,5 +115,5 @@ def test_nothing_is_lost_and_nothing_is_double_when_a_ray_worker_is_killed(
     assert find_faults(folder, plan) == []
     build_shards(rooms, alone, plan, report=lambda record: None)
     for number in range(6):
-        assert file_digest(tar_path(folder, number)) == file_digest(tar_path(alone, number))
+        assert file_sha256(tar_path(folder, number)) == file_sha256(tar_path(alone, number))
     assert build_shards_on_ray(rooms, folder, plan, RaySettings(), report=records.append) == 0

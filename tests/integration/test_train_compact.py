@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from room_folder import write_room
 
 from fvgen_recon.diffusion.compact.checkpoint import load_compact
@@ -41,6 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Arguments:
 def test_every_stage_leaves_weights_and_is_measured(trained: Arguments) -> None:
     log = json.loads((trained.out / "log.json").read_text())
     assert [row["stage"] for row in log["curve"]] == list(trained.stages)
+    assert log["machine"]["torch"] == torch.__version__
+    assert log["args"]["stages"] == list(trained.stages)
+    assert str(trained.out.parent) not in json.dumps(log)
     measured = {row["stage"] for row in log["validation"]}
     assert measured == {"blend", *trained.stages}
     for stage in trained.stages:

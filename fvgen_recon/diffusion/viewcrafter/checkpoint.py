@@ -26,13 +26,12 @@ from fvgen_recon.diffusion.viewcrafter.resampler import ImageResampler
 from fvgen_recon.diffusion.viewcrafter.tensor_file import (
     TensorEntry,
     TensorFile,
-    file_sha256,
     open_tensors,
     write_tensors,
 )
 from fvgen_recon.diffusion.viewcrafter.unet import ImageContext, ViewCrafterUNet
 from fvgen_recon.errors import InputError, WeightsError
-from fvgen_recon.io.file import atomic_path, read_json, write_json
+from fvgen_recon.io.file import atomic_path, file_sha256, read_json, write_json
 
 FORMAT_VERSION = 1
 """Version of the folder; raised when its meaning changes."""

@@ -14,8 +14,8 @@ from fvgen_recon.diffusion.viewcrafter.backbone import ViewCrafterBackbone
 from fvgen_recon.diffusion.viewcrafter.checkpoint import FILES, RECORD, read_record
 from fvgen_recon.diffusion.viewcrafter.pipeline import ViewCrafterPipeline
 from fvgen_recon.diffusion.viewcrafter.student import FVGenPipeline
-from fvgen_recon.diffusion.viewcrafter.tensor_file import file_sha256
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import file_sha256
 from fvgen_recon.types import Guidance
 
 _Pipeline = TypeVar("_Pipeline", ViewCrafterPipeline, FVGenPipeline)

@@ -124,15 +124,6 @@ def open_tensors(path: Path) -> TensorFile:
     return TensorFile(path=path, spans=spans, mapping=mapping)
 
 
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _bytes(tensor: Tensor, entry: TensorEntry) -> memoryview:
     assert tuple(tensor.shape) == entry.shape
     assert tensor.dtype == entry.dtype

@@ -27,13 +27,19 @@ class FusionSettings:
     seconds: float = 150.0
     """Wall-clock budget, earlier parts included; the rate falls over it."""
     max_steps: int = 10_000_000
+    """Updates after which training ends, where the budget has not ended it."""
     batch_size: int = 24
+    """Cut-outs an update."""
     crop: int = 256
     """Side of the square cut-outs in pixels; a multiple of 16."""
     learning_rate: float = 1e-3
+    """At its peak, of AdamW."""
     weight_decay: float = 0.02
+    """Of AdamW."""
     clip_norm: float = 1.0
+    """Norm beyond which gradients are scaled down to it."""
     ema: float = 0.998
+    """Decay of the moving average of the weights."""
     perceptual_weight: float = 2.0
     """Weight of the perceptual distance beside the squared error, which is 1 for the plain rule."""
     perceptual_views: int = 8

@@ -28,10 +28,15 @@ class StereoSettings:
     seconds: float = 240.0
     """Wall-clock budget of the whole training, earlier parts included; the rate falls over it."""
     max_steps: int = 10_000_000
+    """Updates after which training ends, where the budget has not ended it."""
     learning_rate: float = 1e-3
+    """At its peak, of AdamW."""
     weight_decay: float = 1e-2
+    """Of AdamW."""
     clip_norm: float = 1.0
+    """Norm beyond which gradients are scaled down to it."""
     ema: float = 0.998
+    """Decay of the moving average of the weights."""
     views_a_batch: int = 16
     """About how many views a batch holds, in groups of two to five."""
     view_shares: tuple[float, ...] = (0.2, 0.45, 0.2, 0.15)

@@ -33,6 +33,7 @@ class TruthSettings:
     overlap: int = 5
     """Views that two stretches share on each side; theirs are kept once."""
     min_confidence: float = 0.85
+    """Confidence of the sweep from which a depth is kept."""
     tolerance: float = 0.01
     """Relative depth within which another view confirms."""
     min_share: float = 0.75

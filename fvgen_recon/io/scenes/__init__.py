@@ -39,6 +39,7 @@ LOADERS: dict[str, SceneLoader] = {
     "photos": SceneLoader(detect=photos.detect, load=photos.load),
 }
 """Formats in the order in which they are tried."""
+_POSED = ("seva", "nerfstudio", "colmap")
 
 
 def load_capture(path: Path, *, format: str | None = None, cache: Path | None = None) -> Capture:
@@ -68,6 +69,28 @@ def load_capture(path: Path, *, format: str | None = None, cache: Path | None = 
             "expected."
         )
     return LOADERS[names[0]].load(path, cache or _cache_folder())
+
+
+def posed_scenes(folder: Path) -> tuple[Path, ...]:
+    """Return the folder if it is a scene with poses, else its sub-folders that are, by name.
+
+    Raises:
+        InputError: The folder is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"A folder of scenes was expected: {folder} is not there.")
+    if _has_poses(folder):
+        return (folder,)
+    found = sorted(place for place in folder.iterdir() if place.is_dir() and _has_poses(place))
+    if not found:
+        raise InputError(
+            f"No scene with poses (transforms.json, COLMAP or SEVA) was found in {folder}."
+        )
+    return tuple(found)
+
+
+def _has_poses(folder: Path) -> bool:
+    return any(LOADERS[name].detect(folder) for name in _POSED)
 
 
 def _cache_folder() -> Path:

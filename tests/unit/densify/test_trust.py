@@ -1,5 +1,6 @@
 """Calibrated confidence: evidence says what it claims, the fit is right, claims are measured."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from factories import make_cameras, make_cloud, make_guidance, make_scene
 from fvgen_recon.densify.confidence import ConfidenceConfig
 from fvgen_recon.densify.densifier import Densifier, DensifyConfig, fit_steps
 from fvgen_recon.densify.evidence import EVIDENCE, gather_evidence
+from fvgen_recon.densify.generators import SHIPPED_WEIGHTS
 from fvgen_recon.densify.trust import (
+    SHIPPED,
     TrustModel,
     find_trust,
     fit_trust,
@@ -20,6 +23,7 @@ from fvgen_recon.densify.trust import (
     save_trust,
     trust_key,
 )
+from fvgen_recon.diffusion.compact.checkpoint import read_card
 from fvgen_recon.diffusion.passthrough import RenderGenerator
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.geometry.projection import project_points
@@ -115,7 +119,7 @@ def test_reliability_sees_bad_claims(rng: torch.Generator) -> None:
 
 def test_models_survive_the_file_and_bad_ones_are_refused(tmp_path: Path) -> None:
     model = TrustModel(names=("trusted", "seen"), weights=(1.5, -0.25), bias=0.1, tolerance=0.12)
-    save_trust(tmp_path / "trust.json", {trust_key("fill", 1): model}, {"command": "none"})
+    save_trust(tmp_path / "trust.json", {trust_key("fill", 1): model})
     assert read_trust(tmp_path / "trust.json") == {"fill/one": model}
     assert find_trust("fill", 1, tmp_path / "trust.json") == model
     with pytest.raises(InputError, match="calibrated confidence for `fill/several`"):
@@ -127,9 +131,38 @@ def test_models_survive_the_file_and_bad_ones_are_refused(tmp_path: Path) -> Non
         read_trust(tmp_path / "trust.json")
 
 
+def test_models_of_a_file_with_one_origin_for_all_keep_it(tmp_path: Path) -> None:
+    model = {"names": ["seen"], "weights": [1.0], "bias": 0.0, "tolerance": 0.1}
+    origin = {"command": "calibrate", "weights of student": "abc"}
+    content = {"origin": origin, "models": {"student/one": model, "fill/one": model}}
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = read_trust(tmp_path / "old.json")
+    assert {key: m.weights_hash for key, m in old.items()} == {
+        "student/one": "abc",
+        "fill/one": None,
+    }
+    assert {m.origin for m in old.values()} == {"calibrate"}
+    save_trust(tmp_path / "new.json", old)
+    assert read_trust(tmp_path / "new.json") == old
+
+
+def test_where_a_model_comes_from_makes_no_bank_anew() -> None:
+    model = TrustModel(names=("seen",), weights=(1.0,), bias=0.0, tolerance=0.1)
+    assert repr(replace(model, weights_hash="abc", origin="calibrate")) == repr(model)
+
+
+def test_the_shipped_models_were_fitted_to_the_shipped_weights() -> None:
+    models = read_trust(SHIPPED)
+    assert all(model.origin for model in models.values())
+    for key, model in models.items():
+        folder = SHIPPED_WEIGHTS / key.partition("/")[0]
+        known = read_card(folder).sha256 if folder.is_dir() else None
+        assert model.weights_hash == known
+
+
 def test_the_densifier_weighs_by_the_calibrated_model(tmp_path: Path) -> None:
     model = TrustModel(names=("trusted",), weights=(3.0,), bias=-1.0, tolerance=0.12)
-    save_trust(tmp_path / "t.json", {"render/one": model}, {})
+    save_trust(tmp_path / "t.json", {"render/one": model})
     config = DensifyConfig(
         confidence=ConfidenceConfig(calibrated=True, model=tmp_path / "t.json"), long_side=48
     )

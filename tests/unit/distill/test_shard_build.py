@@ -20,7 +20,6 @@ from fvgen_recon.distill.shard_build import (
 from fvgen_recon.distill.shard_file import (
     ShardRecord,
     drop_damaged,
-    file_digest,
     find_faults,
     read_members,
     read_record,
@@ -30,6 +29,7 @@ from fvgen_recon.distill.shard_file import (
 from fvgen_recon.distill.shard_plan import ShardPlan, ShardSettings, make_plan
 from fvgen_recon.distill.shard_source import ShardSource, open_shards, shard_validation
 from fvgen_recon.errors import InputError
+from fvgen_recon.io.file import file_sha256
 from fvgen_recon.io.scenes import load_capture, load_scene
 from fvgen_recon.recipes.distill import RECIPES
 
@@ -67,7 +67,7 @@ def copied(made: tuple[Path, ShardPlan], tmp_path: Path) -> tuple[Path, ShardPla
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: file_digest(path) for path in folder.glob("*.tar")}
+    return {path.name: file_sha256(path) for path in folder.glob("*.tar")}
 
 
 def test_all_planned_clips_are_there_once(made: tuple[Path, ShardPlan]) -> None:

@@ -128,7 +128,7 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         find_scenes(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no posed scene"):
         find_scenes(tmp_path)
-    with pytest.raises(InputError, match="no estimator `foo`"):
+    with pytest.raises(InputError, match="no point-cloud estimator `foo`"):
         ShardSettings(estimator="foo")
     with pytest.raises(InputError, match="fewer views"):
         ShardSettings(num_frames=3, num_views=4)

@@ -57,6 +57,13 @@ def test_each_case_changes_what_it_says_and_keeps_the_walk(
         assert hard.without == usual
 
 
+def test_an_unknown_source_of_points_is_told(
+    failures: ModuleType, options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failures.main(replace(options, estimator="magic")) == 2
+    assert "error: There is no point-cloud estimator `magic`" in capsys.readouterr().err
+
+
 def test_a_stop_is_twice_the_light(failures: ModuleType) -> None:
     image = torch.tensor([0.0, 0.2, 0.5, 1.0]).reshape(1, 1, 1, 4).expand(1, 3, 1, 4)
     light = failures.expose(image, 1.0) ** 2.2

@@ -1,11 +1,21 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from room_folder import write_room
 from scene_folder import write_colmap, write_scene
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
-from fvgen_recon.io.scenes import LOADERS, ViewSelection, load_capture, load_scene, select_views
+from fvgen_recon.io.scenes import (
+    LOADERS,
+    ViewSelection,
+    load_capture,
+    load_scene,
+    posed_scenes,
+    select_views,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,17 @@ def test_a_truncated_photo(tmp_path):
     assert np.isfinite(load_scene(capture, (0, 2)).images.numpy()).all()
     with pytest.raises(InputError, match=r"001\.png cannot be read"):
         load_scene(capture, (0, 1))
+
+
+def test_scenes_of_every_format_with_poses_are_found(tmp_path: Path) -> None:
+    write_room(tmp_path / "room", seed=1, num_photos=2, height=32, width=32)
+    model = tmp_path / "castle" / "sparse" / "0"
+    model.mkdir(parents=True)
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        (model / name).touch()
+    (tmp_path / "nothing").mkdir()
+    assert [folder.name for folder in posed_scenes(tmp_path)] == ["castle", "room"]
+    assert posed_scenes(tmp_path / "castle") == (tmp_path / "castle",)
+    for name, sentence in (("nothing", "No scene with poses"), ("absent", "absent is not there")):
+        with pytest.raises(InputError, match=sentence):
+            posed_scenes(tmp_path / name)

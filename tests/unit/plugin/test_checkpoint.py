@@ -75,6 +75,19 @@ def test_a_checkpoint_that_was_cut_short_is_named(tmp_path, kept):
         read_checkpoint(path)
 
 
+def test_a_bit_that_flipped_is_told_though_torch_would_read_it(tmp_path):
+    path = tmp_path / "step-000000001.ckpt"
+    write_checkpoint({**_state(0.25), "pipeline": {"a": torch.ones(100_000)}}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(
+        torch.load(path, weights_only=True)["pipeline"]["a"], torch.ones(100_000)
+    )
+    with pytest.raises(WeightsError, match="damaged"):
+        read_checkpoint(path)
+
+
 def test_other_torch_files_and_missing_files_are_named(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match="no step, pipeline and optimizers"):

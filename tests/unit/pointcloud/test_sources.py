@@ -6,13 +6,19 @@ from factories import make_cloud, make_scene
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
-from fvgen_recon.pointcloud import ESTIMATORS
+from fvgen_recon.pointcloud import ESTIMATORS, make_estimator
 from fvgen_recon.pointcloud.alignment import align_cameras, align_points
 from fvgen_recon.pointcloud.frustum import RandomPoints
 
 
 def test_the_sources_are_there():
     assert set(ESTIMATORS) == {"plane-sweep", "mvs", "stereo", "dataset", "dust3r", "random"}
+
+
+def test_a_source_is_made_by_name_and_an_unknown_name_is_told():
+    assert make_estimator("random") == RandomPoints()
+    with pytest.raises(InputError, match="no point-cloud estimator `magic`: choose one of plane"):
+        make_estimator("magic")
 
 
 def test_dataset_returns_the_scenes_points():

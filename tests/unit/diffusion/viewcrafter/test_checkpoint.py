@@ -21,12 +21,12 @@ from fvgen_recon.diffusion.viewcrafter.key import load_original, text_rules, une
 from fvgen_recon.diffusion.viewcrafter.layout import PREFIXES, compare_keys, expected_shapes
 from fvgen_recon.diffusion.viewcrafter.tensor_file import (
     TensorEntry,
-    file_sha256,
     open_tensors,
     write_tensors,
 )
 from fvgen_recon.diffusion.viewcrafter.unet import ImageContext
 from fvgen_recon.errors import InputError, WeightsError
+from fvgen_recon.io.file import file_sha256
 
 
 @pytest.fixture

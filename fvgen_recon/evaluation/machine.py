@@ -1,4 +1,4 @@
-"""What numbers were measured on."""
+"""What numbers were measured on, as result files say it."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def describe_machine(commit: str = "") -> dict[str, Any]:
@@ -22,8 +22,6 @@ def describe_machine(commit: str = "") -> dict[str, Any]:
             `FVGEN_COMMIT`.
     """
     has_gpu = torch.cuda.is_available()
-    script = Path(sys.argv[0])
-    name = script.name if script.parent.resolve() != HERE else f"benchmarks/{script.name}"
     return {
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "num_gpus": torch.cuda.device_count() if has_gpu else 0,
@@ -32,7 +30,7 @@ def describe_machine(commit: str = "") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit or os.environ.get("FVGEN_COMMIT") or _git_commit(),
-        "command": shlex.join(["python", name, *map(_plain_word, sys.argv[1:])]),
+        "command": shlex.join(["python", _program(), *map(plain_words, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -43,18 +41,39 @@ def plain_path(word: str) -> str:
     return f"{head}{is_named}{Path(path).name}" if path.startswith("/") else word
 
 
-def _plain_word(word: str) -> str:
-    return ",".join(map(plain_path, word.split(",")))
+def plain_words(text: str) -> str:
+    """Return words, separated by commas, without the absolute paths of this machine."""
+    return ",".join(map(plain_path, text.split(",")))
+
+
+def plain_settings(value: Any) -> Any:
+    """Return settings as JSON holds them, without the absolute paths of this machine."""
+    if isinstance(value, dict):
+        return {key: plain_settings(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return [plain_settings(part) for part in value]
+    if isinstance(value, (str, Path)):
+        return plain_words(str(value))
+    return value
+
+
+def _program() -> str:
+    """Return the running script, with its folder where it belongs to this checkout."""
+    script = Path(sys.argv[0])
+    folder = script.resolve().parent
+    return f"{folder.name}/{script.name}" if folder.parent == _CHECKOUT else script.name
 
 
 def _git_commit() -> str | None:
     """Return the short commit, marked where files differ from it; none without git."""
+    if not (_CHECKOUT / ".git").exists():  # A repository further up knows nothing of this code.
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude", "*"],
             capture_output=True,
             text=True,
-            cwd=HERE,
+            cwd=_CHECKOUT,
             check=False,
         )
     except OSError:

@@ -13,13 +13,18 @@ from fvgen_recon.geometry.conventions import opengl_to_opencv
 from fvgen_recon.io.file import read_json
 from fvgen_recon.io.image import image_size
 from fvgen_recon.io.ply import read_points
-from fvgen_recon.io.scenes.capture import Capture, Lens, Tracks, require_precision
+from fvgen_recon.io.scenes.capture import (
+    REDUCED_FOLDERS,
+    Capture,
+    Lens,
+    Tracks,
+    require_precision,
+)
 from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
-_REDUCED = ("images_2", "images_4", "images_8")
 _SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 _FISHEYE = {"OPENCV_FISHEYE"}
 _RATIONAL = {"FULL_OPENCV"}
@@ -134,7 +139,7 @@ def _photo(folder: Path, name: str) -> Path:
     base = folder / name
     bases = [base]
     if base.parent.name == "images":
-        bases += [base.parent.with_name(reduced) / base.name for reduced in _REDUCED]
+        bases += [base.parent.with_name(reduced) / base.name for reduced in REDUCED_FOLDERS]
     candidates = [b.with_name(b.name + ending) for b in bases for ending in _IMAGE_ENDINGS]
     return next((candidate for candidate in candidates if candidate.is_file()), base)
 

@@ -1,5 +1,6 @@
 """nerfstudio's `transforms.json`: OpenGL poses, shared or per-frame intrinsics."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from fvgen_recon.io.scenes.capture import (
 from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
+_LOG = logging.getLogger(__name__)
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 _SPLITS = ("train_filenames", "val_filenames", "test_filenames")
@@ -73,6 +75,7 @@ def read_transforms(folder: Path, *, is_sorted: bool, format_name: str) -> Captu
     names = tuple(_name(rows[index], index) for index in order)
     paths = tuple(_photo(path.parent, name) for name in names)
     frames = [{**meta, **rows[index]} for index in order]
+    _warn_masks(path, frames)
     default = _default_size(path, frames, paths)
     places = [f"Frame {name} in {path}" for name in names]
     cameras = tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True))
@@ -104,6 +107,18 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not isinstance(row, dict) or "file_path" not in row:
             raise InputError(f"A frame in {path} has no `file_path`: every frame needs one.")
     return meta, rows
+
+
+def _warn_masks(path: Path, frames: list[dict[str, Any]]) -> None:
+    """Say that masks are not read: what they hide is part of the scene here."""
+    masked = sum(frame.get("mask_path") is not None for frame in frames)
+    if masked:
+        _LOG.warning(
+            "%d frames of %s have masks, which are not read: all of each photo is trained on and "
+            "measured, and what moved between photos leaves traces.",
+            masked,
+            path,
+        )
 
 
 def _name(row: Mapping[str, Any], index: int) -> str:

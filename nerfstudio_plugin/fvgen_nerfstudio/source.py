@@ -28,6 +28,9 @@ from fvgen_recon.io.scenes import (
 from fvgen_recon.io.scenes.loading import cover_crop
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
+_NO_UP = 1e-3
+"""Length of the mean of unit vectors below which it is rounding and no direction."""
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -59,8 +62,14 @@ class Similarity:
 
 
 def fit_similarity(cameras: Cameras) -> Similarity:
-    """Return the map that puts z up, the cameras' mean at 0 and the farthest within 1 an axis."""
-    poses = opencv_to_opengl(cameras.c2w)
+    """Return the map that puts z up, the cameras' mean at 0 and the farthest within 1 an axis.
+
+    Up is the mean of the cameras' own, or the first one's where these cancel, as they do in two
+    photos of which one was taken upside down.
+    """
+    poses = opencv_to_opengl(cameras.c2w).clone()
+    if float(poses[:, :3, 1].mean(dim=0).norm()) < _NO_UP:
+        poses[:, :3, 1] = poses[0, :3, 1]
     oriented, motion = auto_orient_and_center_poses(poses, method="up", center_method="poses")
     reach = float(oriented[:, :3, 3].abs().max())
     return Similarity(motion=motion, scale=1.0 / reach if reach > 1e-9 else 1.0)

@@ -48,7 +48,7 @@ from fvgen_recon.io.scenes import LOADERS, Capture, load_capture, photo_size
 from fvgen_recon.pointcloud import ESTIMATORS
 
 _KINDS = ("student", "teacher", "regression")
-_POSED = ("seva", "nerfstudio", "colmap")
+_POSED = ("seva", "nerfstudio", "colmap", "blender")
 
 
 @dataclass(frozen=True, kw_only=True)

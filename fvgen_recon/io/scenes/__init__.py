@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.scenes import colmap, nerfstudio, photos, seva
+from fvgen_recon.io.scenes import blender, colmap, nerfstudio, photos, seva
 from fvgen_recon.io.scenes.capture import Capture as Capture
 from fvgen_recon.io.scenes.capture import Lens as Lens
 from fvgen_recon.io.scenes.capture import Tracks as Tracks
@@ -36,6 +36,7 @@ LOADERS: dict[str, SceneLoader] = {
     "seva": SceneLoader(detect=seva.detect, load=seva.load),
     "nerfstudio": SceneLoader(detect=nerfstudio.detect, load=nerfstudio.load),
     "colmap": SceneLoader(detect=colmap.detect, load=colmap.load),
+    "blender": SceneLoader(detect=blender.detect, load=blender.load),
     "photos": SceneLoader(detect=photos.detect, load=photos.load),
 }
 """Formats in the order in which they are tried."""

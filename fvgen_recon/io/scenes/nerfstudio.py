@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,35 +69,57 @@ def read_transforms(folder: Path, *, is_sorted: bool, format_name: str) -> Captu
         InputError: Frames, poses or intrinsics are missing or malformed.
     """
     path = transforms_path(folder)
-    meta, rows = _read_meta(path)
+    meta, rows = read_meta(path)
     order = list(range(len(rows)))
     if is_sorted:
         order.sort(key=lambda index: _name(rows[index], index))
-    names = tuple(_name(rows[index], index) for index in order)
-    paths = tuple(_photo(path.parent, name) for name in names)
     frames = [{**meta, **rows[index]} for index in order]
+    capture = capture_frames(path, frames, order, format_name)
+    points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
+    held_out = _held_out(path, meta, capture.names)
+    return replace(capture, points=points, tracks=tracks, held_out=held_out)
+
+
+def capture_frames(
+    path: Path, frames: list[dict[str, Any]], numbers: list[int], format_name: str
+) -> Capture:
+    """Return the capture of frames with all their values, without points.
+
+    Args:
+        path: The file that they come from; photos are sought relative to its folder.
+        frames: Values of each frame, the shared ones included.
+        numbers: Place of each in its file, which names a pose without a photo.
+        format_name: Name of the format for the capture.
+
+    Raises:
+        InputError: Poses or intrinsics are missing or malformed.
+    """
+    names = tuple(_name(frame, number) for frame, number in zip(frames, numbers, strict=True))
+    paths = tuple(_photo(path.parent, name) for name in names)
     _warn_masks(path, frames)
     default = _default_size(path, frames, paths)
     places = [f"Frame {name} in {path}" for name in names]
     cameras = tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True))
     poses = np.stack([_pose(p, f) for p, f in zip(places, frames, strict=True)])
     require_precision(path.parent, poses[:, :3, 3])
-    points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
     return Capture(
         names=names,
         paths=paths,
         cameras=cameras,
         lenses=tuple(_lens(p, f) for p, f in zip(places, frames, strict=True)),
-        points=points,
-        tracks=tracks,
+        points=None,
+        tracks=None,
         format=format_name,
         folder=path.parent,
-        held_out=_held_out(path, meta, names),
     )
 
 
-def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the shared values and the frames."""
+def read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the shared values and the frames.
+
+    Raises:
+        InputError: The file is missing or lists no frames.
+    """
     meta = read_json(path)
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
         raise InputError(f"{path} has no list of `frames`: it is not a transforms.json.")

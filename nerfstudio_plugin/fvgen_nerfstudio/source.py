@@ -10,6 +10,7 @@ from threading import Lock
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.camera_utils import auto_orient_and_center_poses
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from fvgen_nerfstudio.loss import WINDOW
@@ -28,6 +29,8 @@ from fvgen_recon.io.scenes import (
 from fvgen_recon.io.scenes.loading import cover_crop
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
+_MANY = 40
+"""Input photos beyond which a user waits long for points on a CPU."""
 _NO_UP = 1e-3
 """Length of the mean of unit vectors below which it is rounding and no direction."""
 
@@ -169,6 +172,12 @@ class SceneSource:
                 f"{', '.join(ESTIMATORS)}."
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        num_photos = len(self.split.inputs)
+        if device == "cpu" and num_photos > _MANY:
+            CONSOLE.log(
+                f"Seeking points in {num_photos} photos, each of which is compared with all others:"
+                " on a CPU that takes minutes. --views 12 trains on twelve that spread."
+            )
         return ESTIMATORS[estimator]().estimate(self.small_scene(long_side).to(device)).to("cpu")
 
     def small_scene(self, long_side: int) -> Scene:

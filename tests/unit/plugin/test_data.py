@@ -191,6 +191,14 @@ def test_the_splats_frame_has_an_up_where_those_of_the_photos_cancel():
     assert fitted.position.abs().max() == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize(("many", "is_told"), [(NUM_VIEWS - 1, True), (NUM_VIEWS, False)])
+def test_many_photos_are_named_before_a_long_wait(folder, monkeypatch, capsys, many, is_told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(source, "_MANY", many)
+    _datamanager(folder).dataparser.source.estimate_points("random", 32)
+    assert ("--views 12" in capsys.readouterr().out) == is_told
+
+
 def test_a_run_lists_its_cameras_for_ns_export(folder):
     exporter = pytest.importorskip("nerfstudio.exporter.exporter_utils")
     dataset = _datamanager(folder, views=3).train_dataset

@@ -27,7 +27,7 @@ class Options:
     """What to densify and where to put it."""
 
     data: Path
-    """Scene folder: transforms.json, COLMAP, SEVA/ReconFusion or plain photos."""
+    """Scene folder: transforms.json, COLMAP, SEVA/ReconFusion, Blender or plain photos."""
     output: Path
     """Folder to write: photos, generated frames, transforms.json, points and the bank."""
     views: int | None = None

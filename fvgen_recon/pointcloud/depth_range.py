@@ -6,19 +6,20 @@ from torch import Tensor
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points, unproject_depth
-from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
 from fvgen_recon.pointcloud.consistency import compare_depth, view_chunks
+from fvgen_recon.pointcloud.label import Matching, find_labels
 from fvgen_recon.pointcloud.neighbour import (
     best_sources,
     first_sources,
     other_views,
     require_baseline,
 )
-from fvgen_recon.pointcloud.sweep import match_scores, relate_views
+from fvgen_recon.pointcloud.sweep import relate_views
 from fvgen_recon.types import Cameras
 
 _NUM_PLANES = 128
 _NUM_SOURCES = 2
+_MATCHING = Matching(windows=(5,), best=1, small_penalty=0.1, large_penalty=0.6)
 _NEAREST = 2.0  # the nearest depth tried is the baseline over this
 _MIN_MATCHES = 24
 _MIN_FRACTION = 0.03
@@ -68,18 +69,14 @@ def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float
 def _sweep(images: Tensor, cameras: Cameras, sources: Tensor, span: Tensor) -> tuple:
     """Return inverse depths (V H W) and where they can be relied on."""
     planes = plane_depths(span, _NUM_PLANES)
-    grey = images.mean(dim=1)
-    pairs = relate_views(cameras, sources)
-    scores = match_scores(grey, pairs, planes, windows=(5,), best=1)
-    label, _ = pick_label(aggregate_cost(1 - scores, images, small=0.1, large=0.6))
+    found = find_labels(images, relate_views(cameras, sources), planes, _MATCHING)
     step = (span[:, 1] - span[:, 0])[:, None, None] / (_NUM_PLANES - 1)
-    inverse_depth = span[:, :1, None] + label * step
-    score = scores.gather(1, label.round().long()[:, None])[:, 0]
+    inverse_depth = span[:, :1, None] + found.label * step
     others = other_views(len(cameras), inverse_depth)
     chunks = view_chunks(others, inverse_depth)
     close = torch.cat([_agrees(inverse_depth, cameras, others, views) for views in chunks])
-    inner = (label > 0.5) & (label < _NUM_PLANES - 1.5)
-    return inverse_depth, close & (score > 0.6) & inner
+    inner = (found.label > 0.5) & (found.label < _NUM_PLANES - 1.5)
+    return inverse_depth, close & (found.score > 0.6) & inner
 
 
 def _agrees(

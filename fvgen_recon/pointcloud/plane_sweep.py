@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fvgen_recon.pointcloud.aggregation import aggregate_cost, pick_label
 from fvgen_recon.pointcloud.confidence import Evidence, estimate_confidence, gather_evidence
 from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth, reduce_scene
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
 from fvgen_recon.pointcloud.fill import fill_untrusted
+from fvgen_recon.pointcloud.label import Matching, find_labels
 from fvgen_recon.pointcloud.neighbour import best_sources
 from fvgen_recon.pointcloud.refine import base_surface, offset_hypotheses
-from fvgen_recon.pointcloud.sweep import ViewPairs, match_scores, relate_views
+from fvgen_recon.pointcloud.sweep import ViewPairs, relate_views
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
 
@@ -107,18 +107,22 @@ class PlaneSweep:
     ) -> tuple[Float[Tensor, "V H W"], Evidence]:
         """Match and aggregate the hypotheses, evenly spaced for each pixel, and pick the best."""
         best = max(1, round(pairs.sources.shape[1] * self.best_share))
-        scores = match_scores(
-            images.mean(dim=1), pairs, hypotheses, windows=self.windows, best=best
+        found = find_labels(
+            images,
+            pairs,
+            hypotheses,
+            Matching(
+                windows=self.windows,
+                best=best,
+                small_penalty=self.small_penalty,
+                large_penalty=self.large_penalty,
+            ),
         )
-        total = aggregate_cost(
-            1 - scores, images, small=self.small_penalty, large=self.large_penalty
-        )
-        label, clarity = pick_label(total)
         spacing = hypotheses[:, 1] - hypotheses[:, 0]
-        inverse_depth = hypotheses[:, 0] + label * spacing
+        inverse_depth = hypotheses[:, 0] + found.label * spacing
         evidence = gather_evidence(
-            score=scores.gather(1, label.round().long()[:, None])[:, 0],
-            clarity=clarity,
+            score=found.score,
+            clarity=found.clarity,
             inverse_depth=inverse_depth,
             cameras=cameras,
         )

@@ -32,6 +32,12 @@ class ViewPairs:
     epipole: Float[Tensor, "V S 3"]
     """Added to that, times the inverse depth."""
 
+    def __getitem__(self, views: slice) -> "ViewPairs":
+        """Return the rows of some reference views."""
+        return ViewPairs(
+            sources=self.sources[views], infinity=self.infinity[views], epipole=self.epipole[views]
+        )
+
 
 def relate_views(
     cameras: Cameras, sources: Int[Tensor, "R S"], views: slice = slice(None)
@@ -163,19 +169,21 @@ def best_mean(
 def match_scores(
     grey: Float[Tensor, "V H W"],
     pairs: ViewPairs,
-    inverse_depth: Float[Tensor, "V D H2 W2"],
+    inverse_depth: Float[Tensor, "R D H2 W2"],
     *,
     windows: tuple[int, ...],
     best: int,
-) -> Float[Tensor, "V D H W"]:
+    views: slice = slice(None),
+) -> Float[Tensor, "R D H W"]:
     """Score every hypothesis of every pixel by how well the source photos agree, in [-1, 1].
 
     Args:
         grey: Grey photos of all views in [0, 1].
-        pairs: Reference and source views; row v has view v as its reference.
+        pairs: Reference and source views; row r has the r-th of `views` as its reference.
         inverse_depth: Hypotheses; H2 and W2 are 1 (planes) or the size of the photos.
         windows: Odd window sides in pixels; the scores of the sizes are averaged.
         best: How many best-matching sources count.
+        views: The reference views; all of them by default.
     """
     size = (grey.shape[-2], grey.shape[-1])
     per_plane = pairs.sources.numel() * grey.shape[-2] * grey.shape[-1]
@@ -186,7 +194,7 @@ def match_scores(
         flat = uv.reshape(-1, uv.shape[2] * size[0], size[1], 2)
         warped = sample_views(grey[:, None], pairs.sources.reshape(-1), flat)
         warped = warped.reshape(z.shape)
-        reference = grey[:, None, None]
+        reference = grey[views][:, None, None]
         scores = torch.stack([correlate(reference, warped, window) for window in windows])
         parts.append(best_mean(scores.mean(dim=0), inside_image(uv, z, size), best))
     return torch.cat(parts, dim=1)

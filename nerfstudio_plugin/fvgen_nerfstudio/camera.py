@@ -24,6 +24,7 @@ def to_nerfstudio(cameras: Cameras) -> NerfCameras:
         width=cameras.width,
         height=cameras.height,
         camera_type=CameraType.PERSPECTIVE,
+        metadata={},  # ns-export cameras asks for it.
     )
 
 

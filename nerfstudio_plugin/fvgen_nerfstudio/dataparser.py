@@ -42,7 +42,7 @@ class FvgenDataParserConfig(DataParserConfig):
 
     _target: type = field(default_factory=lambda: FvgenDataParser)
     data: Path = Path()
-    """Scene folder: transforms.json, COLMAP, SEVA, or plain photos."""
+    """Scene folder: transforms.json, COLMAP, SEVA, Blender, or plain photos."""
     format: str | None = None
     """Name of the scene format; found out by default."""
     views: int | None = None

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from fvgen_recon.errors import FvgenError
 
+_RENDER = "nerfstudio.scripts.render"
+
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
@@ -51,4 +53,9 @@ def _mistake(error: BaseException) -> FvgenError | None:
         return None
     from fvgen_nerfstudio.diagnosis import find_damage
 
-    return find_damage(error)
+    damage = find_damage(error)
+    if damage is not None or _RENDER not in sys.modules:
+        return damage
+    from fvgen_nerfstudio.misuse import find_misuse
+
+    return find_misuse(error)

@@ -1,14 +1,11 @@
 """One round of generation. Imports the front half, so it is only imported when a round runs."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from fvgen_nerfstudio.gaussian import thin_cloud
 from fvgen_nerfstudio.model import FvgenModel
+from fvgen_nerfstudio.progress import shown_progress
 from fvgen_nerfstudio.rounds import DensifySettings, lift_unseen
 from fvgen_recon.densify.bank import Bank
 from fvgen_recon.densify.confidence import ConfidenceConfig
@@ -63,28 +60,6 @@ def check_config(config: DensifyConfig) -> None:
         raise InputError(f"There are no weights at {weights}: give an existing folder.")
 
 
-class _ConsoleHandler(logging.Handler):
-    """Shows what the front half logs on nerfstudio's console."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
-        CONSOLE.log(self.format(record))
-
-
-@contextmanager
-def _shown_progress() -> Iterator[None]:
-    """Show the front half's progress while it runs."""
-    logger, handler = logging.getLogger("fvgen_recon.densify"), _ConsoleHandler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
 def run_round(
     config: DensifyConfig,
     scene: Scene,
@@ -112,7 +87,7 @@ def run_round(
         frames, alpha, depth = model.render_black(cameras)
         return SplatRender(frames=frames, alpha=alpha, depth=depth)
 
-    with _shown_progress():
+    with shown_progress("fvgen_recon.densify"):
         outcome = Densifier(config).run(
             scene,
             points=points.to(device),

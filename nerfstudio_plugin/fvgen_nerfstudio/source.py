@@ -10,6 +10,7 @@ from threading import Lock
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.camera_utils import auto_orient_and_center_poses
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from fvgen_nerfstudio.loss import WINDOW
@@ -27,6 +28,11 @@ from fvgen_recon.io.scenes import (
 )
 from fvgen_recon.io.scenes.loading import cover_crop
 from fvgen_recon.types import Cameras, PointCloud, Scene
+
+_MANY = 40
+"""Input photos beyond which a user waits long for points on a CPU."""
+_NO_UP = 1e-3
+"""Length of the mean of unit vectors below which it is rounding and no direction."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,14 @@ class Similarity:
 
 
 def fit_similarity(cameras: Cameras) -> Similarity:
-    """Return the map that puts z up, the cameras' mean at 0 and the farthest within 1 an axis."""
-    poses = opencv_to_opengl(cameras.c2w)
+    """Return the map that puts z up, the cameras' mean at 0 and the farthest within 1 an axis.
+
+    Up is the mean of the cameras' own, or the first one's where these cancel, as they do in two
+    photos of which one was taken upside down.
+    """
+    poses = opencv_to_opengl(cameras.c2w).clone()
+    if float(poses[:, :3, 1].mean(dim=0).norm()) < _NO_UP:
+        poses[:, :3, 1] = poses[0, :3, 1]
     oriented, motion = auto_orient_and_center_poses(poses, method="up", center_method="poses")
     reach = float(oriented[:, :3, 3].abs().max())
     return Similarity(motion=motion, scale=1.0 / reach if reach > 1e-9 else 1.0)
@@ -156,6 +168,12 @@ class SceneSource:
         from fvgen_recon.pointcloud import make_estimator
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        num_photos = len(self.split.inputs)
+        if device == "cpu" and num_photos > _MANY:
+            CONSOLE.log(
+                f"Seeking points in {num_photos} photos, each of which is compared with all others:"
+                " on a CPU that takes minutes. --views 12 trains on twelve that spread."
+            )
         source = make_estimator(estimator)
         return source.estimate(self.small_scene(long_side).to(device)).to("cpu")
 

@@ -19,6 +19,7 @@ from fvgen_nerfstudio.choice import INPUTS_KEY, trained_views
 from fvgen_nerfstudio.datamanager import FvgenDatamanagerConfig
 from fvgen_nerfstudio.failure import one_sentence
 from fvgen_nerfstudio.pipeline import BANK_FOLDER, FvgenPipeline
+from fvgen_nerfstudio.progress import shown_progress
 from fvgen_nerfstudio.stretch import stretch_model, stretch_optimizers
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.file import require_folder
@@ -84,7 +85,7 @@ class FvgenTrainer(Trainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Set up the pipeline, then the run folder; a user's mistake ends with one sentence."""
-        with one_sentence():
+        with one_sentence(), shown_progress("fvgen_recon"):
             require_folder(self.base_dir)
             if self.config.max_num_iterations < 1:
                 raise InputError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvgen_recon.errors import InputError
-from fvgen_recon.io.scenes import colmap, nerfstudio, photos, seva
+from fvgen_recon.io.scenes import blender, colmap, nerfstudio, photos, seva
 from fvgen_recon.io.scenes.capture import Capture as Capture
 from fvgen_recon.io.scenes.capture import Lens as Lens
 from fvgen_recon.io.scenes.capture import Tracks as Tracks
@@ -36,10 +36,11 @@ LOADERS: dict[str, SceneLoader] = {
     "seva": SceneLoader(detect=seva.detect, load=seva.load),
     "nerfstudio": SceneLoader(detect=nerfstudio.detect, load=nerfstudio.load),
     "colmap": SceneLoader(detect=colmap.detect, load=colmap.load),
+    "blender": SceneLoader(detect=blender.detect, load=blender.load),
     "photos": SceneLoader(detect=photos.detect, load=photos.load),
 }
 """Formats in the order in which they are tried."""
-_POSED = ("seva", "nerfstudio", "colmap")
+_POSED = ("seva", "nerfstudio", "colmap", "blender")
 
 
 def load_capture(path: Path, *, format: str | None = None, cache: Path | None = None) -> Capture:
@@ -84,7 +85,7 @@ def posed_scenes(folder: Path) -> tuple[Path, ...]:
     found = sorted(place for place in folder.iterdir() if place.is_dir() and _has_poses(place))
     if not found:
         raise InputError(
-            f"No scene with poses (transforms.json, COLMAP or SEVA) was found in {folder}."
+            f"No scene with poses (transforms.json, COLMAP, SEVA or Blender) was found in {folder}."
         )
     return tuple(found)
 

@@ -12,6 +12,8 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.types import Cameras, PointCloud
 
 NO_DISTORTION = (0.0,) * 8
+REDUCED_FOLDERS = ("images_2", "images_4", "images_8")
+"""Where data sets keep reduced photos, beside `images` or instead of it."""
 _ROUNDING = 2.0**-24
 """Relative error of a number in single precision."""
 _LEAST_SPREAD = 500.0

@@ -10,6 +10,7 @@ import torch
 from fvgen_recon.errors import InputError
 from fvgen_recon.io.scenes.capture import (
     NO_DISTORTION,
+    REDUCED_FOLDERS,
     Capture,
     Lens,
     Tracks,
@@ -113,8 +114,13 @@ def load(folder: Path, cache: Path) -> Capture:
 
 
 def _image_folder(folder: Path, model: Path, names: list[str]) -> Path:
-    """Return the first of the usual folders that holds any of the model's images."""
-    places = [folder / "images", *(model / name for name in _IMAGE_FOLDERS), folder]
+    """Return the first of the usual folders that holds any of the model's images.
+
+    Data sets such as Mip-NeRF 360 are often kept without their large photos, in `images_4` alone.
+    """
+    whole = [folder / "images", *(model / name for name in _IMAGE_FOLDERS)]
+    reduced = [place.with_name(name) for name in REDUCED_FOLDERS for place in whole]
+    places = [*whole, folder, *reduced]
     for place in places:
         if any((place / name).is_file() for name in names):
             return place.resolve()

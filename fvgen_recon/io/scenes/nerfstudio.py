@@ -1,7 +1,9 @@
 """nerfstudio's `transforms.json`: OpenGL poses, shared or per-frame intrinsics."""
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,19 @@ from fvgen_recon.geometry.conventions import opengl_to_opencv
 from fvgen_recon.io.file import read_json
 from fvgen_recon.io.image import image_size
 from fvgen_recon.io.ply import read_points
-from fvgen_recon.io.scenes.capture import Capture, Lens, Tracks, require_precision
+from fvgen_recon.io.scenes.capture import (
+    REDUCED_FOLDERS,
+    Capture,
+    Lens,
+    Tracks,
+    require_precision,
+)
 from fvgen_recon.io.scenes.tracks import TRACKS, read_tracks
 from fvgen_recon.types import Cameras, PointCloud
 
+_LOG = logging.getLogger(__name__)
 TRANSFORMS = "transforms.json"
 _IMAGE_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
-_REDUCED = ("images_2", "images_4", "images_8")
 _SPLITS = ("train_filenames", "val_filenames", "test_filenames")
 _FISHEYE = {"OPENCV_FISHEYE"}
 _RATIONAL = {"FULL_OPENCV"}
@@ -61,34 +69,57 @@ def read_transforms(folder: Path, *, is_sorted: bool, format_name: str) -> Captu
         InputError: Frames, poses or intrinsics are missing or malformed.
     """
     path = transforms_path(folder)
-    meta, rows = _read_meta(path)
+    meta, rows = read_meta(path)
     order = list(range(len(rows)))
     if is_sorted:
         order.sort(key=lambda index: _name(rows[index], index))
-    names = tuple(_name(rows[index], index) for index in order)
-    paths = tuple(_photo(path.parent, name) for name in names)
     frames = [{**meta, **rows[index]} for index in order]
+    capture = capture_frames(path, frames, order, format_name)
+    points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
+    held_out = _held_out(path, meta, capture.names)
+    return replace(capture, points=points, tracks=tracks, held_out=held_out)
+
+
+def capture_frames(
+    path: Path, frames: list[dict[str, Any]], numbers: list[int], format_name: str
+) -> Capture:
+    """Return the capture of frames with all their values, without points.
+
+    Args:
+        path: The file that they come from; photos are sought relative to its folder.
+        frames: Values of each frame, the shared ones included.
+        numbers: Place of each in its file, which names a pose without a photo.
+        format_name: Name of the format for the capture.
+
+    Raises:
+        InputError: Poses or intrinsics are missing or malformed.
+    """
+    names = tuple(_name(frame, number) for frame, number in zip(frames, numbers, strict=True))
+    paths = tuple(_photo(path.parent, name) for name in names)
+    _warn_masks(path, frames)
     default = _default_size(path, frames, paths)
     places = [f"Frame {name} in {path}" for name in names]
     cameras = tuple(_camera(p, f, default) for p, f in zip(places, frames, strict=True))
     poses = np.stack([_pose(p, f) for p, f in zip(places, frames, strict=True)])
     require_precision(path.parent, poses[:, :3, 3])
-    points, tracks = _points(path.parent, meta, [order.index(i) for i in range(len(rows))])
     return Capture(
         names=names,
         paths=paths,
         cameras=cameras,
         lenses=tuple(_lens(p, f) for p, f in zip(places, frames, strict=True)),
-        points=points,
-        tracks=tracks,
+        points=None,
+        tracks=None,
         format=format_name,
         folder=path.parent,
-        held_out=_held_out(path, meta, names),
     )
 
 
-def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the shared values and the frames."""
+def read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the shared values and the frames.
+
+    Raises:
+        InputError: The file is missing or lists no frames.
+    """
     meta = read_json(path)
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
         raise InputError(f"{path} has no list of `frames`: it is not a transforms.json.")
@@ -99,6 +130,18 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not isinstance(row, dict) or "file_path" not in row:
             raise InputError(f"A frame in {path} has no `file_path`: every frame needs one.")
     return meta, rows
+
+
+def _warn_masks(path: Path, frames: list[dict[str, Any]]) -> None:
+    """Say that masks are not read: what they hide is part of the scene here."""
+    masked = sum(frame.get("mask_path") is not None for frame in frames)
+    if masked:
+        _LOG.warning(
+            "%d frames of %s have masks, which are not read: all of each photo is trained on and "
+            "measured, and what moved between photos leaves traces.",
+            masked,
+            path,
+        )
 
 
 def _name(row: Mapping[str, Any], index: int) -> str:
@@ -134,7 +177,7 @@ def _photo(folder: Path, name: str) -> Path:
     base = folder / name
     bases = [base]
     if base.parent.name == "images":
-        bases += [base.parent.with_name(reduced) / base.name for reduced in _REDUCED]
+        bases += [base.parent.with_name(reduced) / base.name for reduced in REDUCED_FOLDERS]
     candidates = [b.with_name(b.name + ending) for b in bases for ending in _IMAGE_ENDINGS]
     return next((candidate for candidate in candidates if candidate.is_file()), base)
 

@@ -102,8 +102,11 @@ def _require_photos(capture: Capture, inputs: tuple[int, ...]) -> None:
     if missing:
         raise InputError(f"The chosen photo {missing[0]} is not there: choose others or copy it.")
     if len(inputs) < 2:
+        listed = len(capture.held_out)
+        reason = f", whose own lists hold out {listed} of {len(capture)} frames" if listed else ""
         raise InputError(
-            f"At least two input views are needed: {len(inputs)} came from {capture.folder}."
+            f"At least two input views are needed: {len(inputs)} came from {capture.folder}"
+            f"{reason}: add photos that show the same things, or choose more."
         )
 
 

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from scene_folder import CAMERAS_TXT, IMAGES_TXT, POINTS_TXT, write_colmap
+from scene_folder import CAMERAS_TXT, IMAGES_TXT, POINTS_TXT, write_colmap, write_photo
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.projection import project_points
@@ -150,6 +150,17 @@ def test_no_image_is_there(tmp_path):
         path.unlink()
     with pytest.raises(InputError, match=r"None of the 2 images.*first is named a\.png"):
         load_capture(tmp_path)
+
+
+def test_reduced_images_alone_are_found(tmp_path):
+    write_colmap(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    for name in ("a.png", "b.png"):
+        write_photo(tmp_path / "images_4" / name, height=6, width=8)
+    for folder in (tmp_path, tmp_path / "sparse" / "0"):
+        scene = load_scene(load_capture(folder), (0, 1))
+        assert scene.images.shape == (2, 3, 6, 8)
+        torch.testing.assert_close(scene.cameras.K[0, 0], torch.tensor([5.0, 0, 4]))
 
 
 def test_one_image_is_missing(tmp_path):

@@ -306,3 +306,14 @@ def test_damaged_tracks(tmp_path):
     (tmp_path / "tracks.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"tracks\.npz cannot be read as tracks"):
         load_capture(tmp_path)
+
+
+def test_masks_are_not_read_and_that_is_said_once(tmp_path, caplog):
+    meta = read_meta(write_scene(tmp_path, 3))
+    load_capture(tmp_path)
+    assert not caplog.messages
+    for frame in meta["frames"][:2]:
+        frame["mask_path"] = "masks/none.png"
+    write_meta(tmp_path, meta)
+    load_capture(tmp_path)
+    assert [("2 frames" in m, "masks" in m) for m in caplog.messages] == [(True, True)]

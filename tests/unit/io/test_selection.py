@@ -219,6 +219,12 @@ def test_a_scene_of_one_photo(tmp_path):
         select_views(load_capture(write_scene(tmp_path, 1)), ViewSelection())
 
 
+def test_lists_that_leave_nothing_to_train_on_are_named(tmp_path):
+    capture = load_capture(write_scene(tmp_path, 3, train_filenames=[]))
+    with pytest.raises(InputError, match=r"0 came from .*, whose own lists hold out 3 of 3 frames"):
+        select_views(capture, ViewSelection())
+
+
 @pytest.mark.parametrize("harm", ["junk", "deleted", "folder"])
 def test_held_out_photos_are_never_opened(tmp_path, harm):
     split = select_views(load_capture(write_scene(tmp_path, 6)), ViewSelection(count=3))

@@ -3,11 +3,13 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from factories import make_cameras, make_cloud, make_scene
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 
 from fvgen_nerfstudio import source
@@ -176,6 +178,34 @@ def test_the_splats_frame_keeps_every_projection():
     torch.testing.assert_close(moved_depth, depth * similarity.scale, atol=1e-5, rtol=1e-4)
     assert moved.position.abs().max() == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close(moved.position.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_the_splats_frame_has_an_up_where_those_of_the_photos_cancel():
+    upright = make_cameras(2)
+    c2w = upright.c2w.clone()
+    c2w[1] = c2w[0] @ torch.diag(torch.tensor([-1.0, -1, 1, 1]))  # Upside down, and a step aside.
+    c2w[1, :3, 3] += 0.5 * c2w[0, :3, 0]
+    cameras = replace(upright, c2w=c2w)
+    fitted = fit_similarity(cameras).cameras(cameras)
+    torch.testing.assert_close(-fitted.c2w[0, :3, 1], torch.tensor([0.0, 0, 1]), atol=1e-5, rtol=0)
+    assert fitted.position.abs().max() == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("many", "is_told"), [(NUM_VIEWS - 1, True), (NUM_VIEWS, False)])
+def test_many_photos_are_named_before_a_long_wait(folder, monkeypatch, capsys, many, is_told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(source, "_MANY", many)
+    _datamanager(folder).dataparser.source.estimate_points("random", 32)
+    assert ("--views 12" in capsys.readouterr().out) == is_told
+
+
+def test_a_run_lists_its_cameras_for_ns_export(folder):
+    exporter = pytest.importorskip("nerfstudio.exporter.exporter_utils")
+    dataset = _datamanager(folder, views=3).train_dataset
+    optimizer = CameraOptimizerConfig(mode="off").setup(num_cameras=3, device="cpu")
+    frames = exporter.collect_camera_poses_for_dataset(dataset, optimizer)
+    expected = dataset.cameras.camera_to_worlds
+    torch.testing.assert_close(torch.tensor([frame["transform"] for frame in frames]), expected)
 
 
 def test_generated_views_come_by_schedule_weighed_and_without_an_index(folder, tmp_path):

@@ -265,10 +265,10 @@ class Guidance:
     """Frames that hold a clean photo."""
     reference: Float[Tensor, "3 H W"]
     """The clean photo of the first anchor (the image that a teacher's image encoder sees)."""
-    alternatives: Float[Tensor, "K T 3 H W"] | None = None
+    alternatives: Float[Tensor, "G T 3 H W"] | None = None
     """Renders of further guesses: all pixels of the other input views together, then those of the
     first and of the last anchor at each of the cloud's alternative depths. None: not rendered."""
-    alternative_masks: Bool[Tensor, "K T 1 H W"] | None = None
+    alternative_masks: Bool[Tensor, "G T 1 H W"] | None = None
     """True where such a render was hit by a point."""
 
     def __post_init__(self) -> None:

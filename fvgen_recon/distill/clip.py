@@ -46,9 +46,9 @@ class ClipBatch:
     """The real photos."""
     gap_deg: Float[Tensor, "B"]
     """Angle between the two ends."""
-    alternatives: UInt8[Tensor, "B K T 3 H W"]
+    alternatives: UInt8[Tensor, "B G T 3 H W"]
     """Renders of further guesses (`Guidance.alternatives`)."""
-    alternative_masks: Bool[Tensor, "B K T 1 H W"]
+    alternative_masks: Bool[Tensor, "B G T 1 H W"]
     """True where one of them was hit."""
 
     def __len__(self) -> int:

@@ -10,6 +10,9 @@ from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 from fvgen_recon.types import PointCloud, Scene
 
+SOURCES = ("mvs", "plane-sweep")
+"""Names of the estimators whose points are the alternatives of `stereo`, in their order."""
+
 
 @runtime_checkable
 class DepthSource(Protocol):

@@ -152,9 +152,16 @@ class FvgenDataParser(DataParser):
         return tuple(pair for pair in found if self._num_trusted(pair[1]) >= _FEWEST)
 
     def _points_of(self, estimator: str) -> PointCloud:
-        """Return the points of a member at one brightness; those of `estimator` are known."""
+        """Return the points of a member at one brightness.
+
+        Those of `estimator` are known, and with `stereo` those of its two sources.
+        """
+        from fvgen_recon.pointcloud.combined import SOURCES
+
         if estimator == self.config.estimator:
             return self.points
+        if self.config.estimator == "stereo" and estimator in SOURCES:
+            return self.points.alternatives[SOURCES.index(estimator)]
         side = self.config.estimator_long_side
         return self._at_one_brightness(self.source.estimate_points(estimator, side))
 

@@ -29,9 +29,9 @@ class Sources:
     """True where a layer was hit."""
     is_anchor: Bool[Tensor, "B T"]
     """Frames that hold a photo."""
-    alternatives: Float[Tensor, "B K T 3 H W"]
+    alternatives: Float[Tensor, "B G T 3 H W"]
     """Renders of further guesses (`Guidance.alternatives`)."""
-    alternative_masks: Bool[Tensor, "B K T 1 H W"]
+    alternative_masks: Bool[Tensor, "B G T 1 H W"]
     """True where one of them was hit."""
 
     @property

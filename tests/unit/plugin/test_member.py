@@ -17,6 +17,7 @@ from fvgen_nerfstudio.gate import Judge
 from fvgen_nerfstudio.member import choose_members, describe_members
 from fvgen_nerfstudio.method import fvgen_splat, fvgen_splat_cpu
 from fvgen_nerfstudio.pipeline import FvgenPipeline
+from fvgen_nerfstudio.source import SceneSource
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.types import PointCloud
 
@@ -165,6 +166,27 @@ def test_a_source_that_finds_too_few_points_gives_no_member(room, monkeypatch):
     assert set(outputs.metadata["points3D_member"].tolist()) == {0}
     line = describe_members(parser)
     assert line == "1 member: plane-sweep. Too few trusted points came from mvs."
+
+
+def test_stereo_has_the_points_of_its_two_sources_already(room, monkeypatch):
+    parser = FvgenDataParserConfig(
+        data=room, estimator="stereo", ensemble=("stereo", "mvs", "plane-sweep")
+    ).setup()
+    side = parser.config.estimator_long_side
+    alone = {name: parser.source.estimate_points(name, side) for name in ("mvs", "plane-sweep")}
+    asked = []
+    find = SceneSource.estimate_points
+
+    def count(self: SceneSource, estimator: str, long_side: int) -> PointCloud:
+        asked.append(estimator)
+        return find(self, estimator, long_side)
+
+    monkeypatch.setattr(SceneSource, "estimate_points", count)
+    for name, wanted in alone.items():
+        found = parser._points_of(name)
+        torch.testing.assert_close(found.xyz, wanted.xyz)
+        torch.testing.assert_close(found.confidence, wanted.confidence)
+    assert asked == ["stereo"]
 
 
 @pytest.mark.parametrize(("ensemble_views", "count"), [(3, 2), (2, 1)])

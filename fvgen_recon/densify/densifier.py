@@ -152,6 +152,7 @@ class Densifier:
                 scene, generator.num_frames, lambda camera: support_fraction(trusted, camera)
             ),
         )
+        self._tell_of_other_weights(generator)
         if bank is not None:  # Not before: a refused plan leaves no folder.
             bank.start_round(scene.cameras)
         clips, origins = [], []
@@ -177,6 +178,22 @@ class Densifier:
         if bank is not None:
             bank.finish_round(round_index, tuple(origins))
         return Densified(scene=scene, points=points, clips=tuple(clips), seconds=clock.seconds)
+
+    def _tell_of_other_weights(self, generator: VideoGenerator) -> None:
+        """Say so where the confidence was calibrated on frames of other weights."""
+        config = self.config
+        if not config.confidence.calibrated:
+            return
+        fitted = find_trust(generator.name, config.num_samples, config.confidence.model)
+        if fitted.weights_hash not in (None, generator.weights_hash):
+            _LOG.warning(
+                "The calibrated confidence of `%s` was fitted to other weights (%.12s) than those "
+                "in use (%.12s), so its claims may be off: fit it anew with "
+                "scripts/calibrate_confidence.py, or leave it off.",
+                generator.name,
+                fitted.weights_hash,
+                generator.weights_hash,
+            )
 
     def _estimate_points(self, scene: Scene) -> PointCloud:
         """Return the point cloud of the photos, and say which of them the others hardly show."""

@@ -177,6 +177,20 @@ def test_the_densifier_weighs_by_the_calibrated_model(tmp_path: Path) -> None:
         torch.testing.assert_close(inner, torch.where(mask, torch.sigmoid(torch.tensor(2.0)), hole))
 
 
+@pytest.mark.parametrize("fitted", [None, "a" * 64])
+def test_confidence_of_other_weights_is_told(tmp_path: Path, caplog, fitted: str | None) -> None:
+    model = TrustModel(
+        names=("trusted",), weights=(3.0,), bias=-1.0, tolerance=0.12, weights_hash=fitted
+    )
+    save_trust(tmp_path / "t.json", {"render/one": model})
+    config = DensifyConfig(
+        confidence=ConfidenceConfig(calibrated=True, model=tmp_path / "t.json"), long_side=48
+    )
+    generator = RenderGenerator(num_frames=4)
+    Densifier(config).run(make_scene(2), points=make_cloud(), generator=generator)
+    assert ("was fitted to other weights (aaaaaaaaaaaa)" in caplog.text) == (fitted is not None)
+
+
 def test_few_steps_only_where_little_is_missing() -> None:
     generator = RenderGenerator(num_frames=4, num_steps=4)
     guidance = make_guidance(4)

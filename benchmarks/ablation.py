@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -108,6 +108,9 @@ def plan_tasks(options: Options) -> list[Task]:
     return [Task(case, variant, options) for case in cases for variant in kept]
 
 
+_PARTS = ("xyz", "rgb", "confidence", "view")
+
+
 class _CachedEstimator:
     """A point-cloud source whose results are kept in a folder."""
 
@@ -116,16 +119,26 @@ class _CachedEstimator:
 
     def estimate(self, scene: Scene) -> PointCloud:
         """Return what the source returns, from the folder where it has been asked before."""
-        digest = hashlib.sha256(self.name.encode())
+        digest = hashlib.sha256(f"{self.name} with alternatives".encode())
         for tensor in (scene.images, scene.cameras.c2w, scene.cameras.K):
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         path = self.folder / f"{digest.hexdigest()[:20]}.safetensors"
         if not path.is_file():
             cloud = self.inner.estimate(scene)
-            names = ("xyz", "rgb", "confidence", "view")
+            clouds = (cloud, *cloud.alternatives)
             with atomic_path(path) as partial:
-                save_file({n: getattr(cloud, n).contiguous().cpu() for n in names}, partial)
-        return PointCloud(**load_file(path, device=str(scene.images.device)))
+                save_file({k: v for i, c in enumerate(clouds) for k, v in _pack(c, i)}, partial)
+        tensors = load_file(path, device=str(scene.images.device))
+        first, *others = [
+            PointCloud(**{n: tensors[f"{i}.{n}"] for n in _PARTS})
+            for i in range(len(tensors) // len(_PARTS))
+        ]
+        return replace(first, alternatives=tuple(others))
+
+
+def _pack(cloud: PointCloud, number: int) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors of one of several clouds by name; a copy each, as colours are shared."""
+    return [(f"{number}.{name}", getattr(cloud, name).cpu().clone()) for name in _PARTS]
 
 
 def _keep_points(folder: Path) -> None:

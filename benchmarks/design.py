@@ -58,6 +58,7 @@ VARIANTS: dict[str, Variant] = {
     "narrow": Variant(changes=(("widths", (64, 112, 144)),)),
     "wide": Variant(changes=(("widths", (160, 256, 336)),)),
     "no alternatives": Variant(changes=(("num_alternatives", 0),)),
+    "no hints": Variant(changes=(("hints", False),)),
     "other views as the only alternative": Variant(changes=(("num_alternatives", 1),)),
     "copies without offsets": Variant(changes=(("max_offset_px", 0.0),)),
     "copies within 24 pixels": Variant(changes=(("max_offset_px", 24.0),)),

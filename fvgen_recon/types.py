@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fvgen_recon.errors import InputError
 
+HINT_CELL_PX = 4
+"""Side in pixels of the cells that `Guidance.hints` are means over."""
 _RIGID_TOLERANCE = 1e-3
 
 
@@ -270,6 +272,11 @@ class Guidance:
     first and of the last anchor at each of the cloud's alternative depths. None: not rendered."""
     alternative_masks: Bool[Tensor, "G T 1 H W"] | None = None
     """True where such a render was hit by a point."""
+    hints: Float[Tensor, "S T 2 h w"] | None = None
+    """How sure and how far each render is: means over cells of 4x4 pixels, the last ones cut, of
+    what was hit in `frames`, then the first two layers, then the alternatives. Confidence, and the
+    logarithm of z over the clip's mean depth in units of 1.5, in [-1, 1]; 0 where nothing was hit.
+    None: not rendered."""
 
     def __post_init__(self) -> None:
         """Check that anchors lie on the clip."""
@@ -292,6 +299,8 @@ class Guidance:
         names = ["frames", "mask", "depth", "layers", "layer_masks", "reference"]
         if self.alternatives is not None:
             names += ["alternatives", "alternative_masks"]
+        if self.hints is not None:
+            names.append("hints")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 

@@ -87,6 +87,8 @@ def hash_guidance(guidance: Guidance) -> str:
         digest.update((image * 255).round().to(torch.uint8).cpu().numpy().tobytes())
     for mask in masks:
         digest.update(mask.cpu().numpy().tobytes())
+    if guidance.hints is not None:
+        digest.update((guidance.hints * 127).round().to(torch.int8).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -115,8 +115,8 @@ def make_cast(
         teacher: Folder of the teacher's; that of `init` by default.
         device: Where to put them.
         seed: Seed of new weights.
-        is_grown: Give kept networks the gate and the alternatives of `config` that they lack, for
-            stages that train them.
+        is_grown: Give kept networks the gate, the alternatives and the hints of `config` that they
+            lack, for stages that train them.
         is_compiled: Compile the blocks.
         is_recorded: Replay CUDA graphs; for a GPU only.
 
@@ -127,9 +127,10 @@ def make_cast(
     wanted = config if is_grown else None
     model = CompactBackbone(config) if init is None else _load(init, wanted)
     expert = _twin(model) if teacher is None else _load(teacher, wanted)
-    # A teacher may know no alternatives: it reads the rest of the condition.
-    blind = replace(model.config, num_alternatives=0)
-    if expert.config not in (model.config, blind):
+    # A teacher may know no hints, or no alternatives either: it reads the rest of the condition.
+    plain = replace(model.config, hints=False)
+    blind = replace(plain, num_alternatives=0)
+    if expert.config not in (model.config, plain, blind):
         raise WeightsError(
             f"Student and teacher must have one shape: {init} has {model.config} and {teacher} "
             f"{expert.config}."
@@ -164,7 +165,9 @@ def _load(folder: Path, wanted: CompactConfig | None) -> CompactBackbone:
     assert isinstance(backbone, CompactBackbone)
     if wanted is None:
         return backbone
-    return widen(backbone, gate=wanted.gate, num_alternatives=wanted.num_alternatives)
+    return widen(
+        backbone, gate=wanted.gate, num_alternatives=wanted.num_alternatives, hints=wanted.hints
+    )
 
 
 def _twin(backbone: CompactBackbone) -> CompactBackbone:

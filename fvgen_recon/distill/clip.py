@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from fvgen_recon.distill.pair import ClipPlan, PathPlan, path_cameras
 from fvgen_recon.errors import InputError
 from fvgen_recon.pointcloud.base import PointCloudEstimator
 from fvgen_recon.render.guidance import render_guidance
-from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Trajectory
+from fvgen_recon.types import HINT_CELL_PX, Anchor, Cameras, Guidance, PointCloud, Trajectory
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class ClipBatch:
     """Renders of further guesses (`Guidance.alternatives`)."""
     alternative_masks: Bool[Tensor, "B G T 1 H W"]
     """True where one of them was hit."""
+    hints: Float16[Tensor, "B S T 2 h w"]
+    """Confidence and depth of all renders in cells (`Guidance.hints`)."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -79,10 +81,13 @@ def save_clips(path: Path, clips: ClipBatch) -> None:
 
 
 def load_clips(path: Path) -> ClipBatch:
-    """Read the clips of `save_clips`; those that were made without alternatives have none."""
+    """Read the clips of `save_clips`; those made without alternatives or hints have none."""
     tensors = load_file(path)
     tensors.setdefault("alternatives", tensors["layers"][:, :0])
     tensors.setdefault("alternative_masks", tensors["layer_masks"][:, :0])
+    count, _, num_frames, _, height, width = tensors["layers"].shape
+    cells = (height // HINT_CELL_PX, width // HINT_CELL_PX)
+    tensors.setdefault("hints", torch.zeros(count, 0, num_frames, 2, *cells, dtype=torch.float16))
     return ClipBatch(**tensors)
 
 
@@ -199,10 +204,13 @@ def _photos(packed: PackedScene, frames: tuple[int, ...], size: tuple[int, int])
 def _corner(
     size: tuple[int, int], window: tuple[int, int], rng: torch.Generator | None
 ) -> tuple[int, int]:
-    free = (size[0] - window[0], size[1] - window[1])
+    # Whole cells of hints: they are cut with the pixels.
+    rows, columns = ((size[i] - window[i]) // HINT_CELL_PX for i in range(2))
     if rng is None:
-        return free[0] // 2, free[1] // 2
-    top, left = (int(torch.randint(f + 1, (1,), generator=rng)) for f in free)
+        return HINT_CELL_PX * (rows // 2), HINT_CELL_PX * (columns // 2)
+    top, left = (
+        HINT_CELL_PX * int(torch.randint(f + 1, (1,), generator=rng)) for f in (rows, columns)
+    )
     return top, left
 
 
@@ -218,6 +226,7 @@ def _cut(
 
     assert guidance.alternatives is not None
     assert guidance.alternative_masks is not None
+    assert guidance.hints is not None
     return ClipBatch(
         frames=crop(guidance.frames)[None],
         mask=crop(guidance.mask)[None],
@@ -227,7 +236,14 @@ def _cut(
         gap_deg=torch.tensor([gap_deg], device=target.device),
         alternatives=crop(guidance.alternatives)[None],
         alternative_masks=crop(guidance.alternative_masks)[None],
+        hints=_cut_cells(guidance.hints, window)[None].half(),
     )
+
+
+def _cut_cells(hints: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    top, left, height, width = (side // HINT_CELL_PX for side in window)
+    cells = hints[..., top : top + height, left : left + width]
+    return cells.mT if height > width else cells
 
 
 class ClipBank:

@@ -19,6 +19,8 @@ from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources
 from fvgen_recon.distill.clip import ClipBank, ClipBatch
 from fvgen_recon.errors import TrainingError
 
+_HINTS_LOST = 0.1
+"""Share of the clips whose hints are taken away, since not every cloud has them."""
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Distance of images [N 3 H W] in [0, 1] to their truths, [N]."""
 
@@ -119,6 +121,12 @@ def _reverse(guesses: Tensor) -> Tensor:
     return guesses[:, order].flip(2)
 
 
+def _reverse_hints(hints: Tensor) -> Tensor:
+    """Turn time round in hints: those of trusted points, of two layers, of alternatives."""
+    trusted, layers, guesses = hints[:, :1], hints[:, 1:3], hints[:, 3:]
+    return torch.cat([trusted.flip(2), layers.flip(1, 2), _reverse(guesses)], dim=1)
+
+
 def _augment(clips: ClipBatch, rng: torch.Generator) -> tuple[Sources, Tensor]:
     """Flip, turn time round, change colours, open holes and take alternatives away."""
     colors = (clips.frames, clips.layers, clips.target, clips.alternatives)
@@ -127,15 +135,19 @@ def _augment(clips: ClipBatch, rng: torch.Generator) -> tuple[Sources, Tensor]:
     flips = torch.rand(3, generator=rng, device=mask.device).lt(0.5).tolist()
     axes = [axis for axis, flip in zip((-1, -2), flips, strict=False) if flip]
     tensors = [torch.flip(x, axes) for x in (frames, mask, layers, layer_masks, target)]
-    guesses, guess_masks = (torch.flip(x, axes) for x in (guesses, guess_masks))
+    guesses, guess_masks, hints = (
+        torch.flip(x, axes) for x in (guesses, guess_masks, clips.hints.float())
+    )
     if flips[2]:
         turn = ([1], [1], [1, 2], [1, 2], [1])
         tensors = [torch.flip(x, axis) for x, axis in zip(tensors, turn, strict=True)]
         guesses, guess_masks = _reverse(guesses), _reverse(guess_masks)
+        hints = _reverse_hints(hints)
     frames, mask, layers, layer_masks, target = tensors
     frames, layers, target, guesses = _jitter([frames, layers, target, guesses], rng)
     mask = _lose_patches(mask, rng)
     guess_masks = _lose_guesses(guess_masks, rng)
+    told = torch.rand(len(hints), generator=rng, device=hints.device) > _HINTS_LOST
     anchor = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
     anchor[:, [0, -1]] = True
     sources = Sources(
@@ -146,6 +158,7 @@ def _augment(clips: ClipBatch, rng: torch.Generator) -> tuple[Sources, Tensor]:
         is_anchor=anchor,
         alternatives=guesses,
         alternative_masks=guess_masks,
+        hints=hints * told[:, None, None, None, None, None],
     )
     return sources, target
 
@@ -162,6 +175,7 @@ def plain_sources(clips: ClipBatch) -> tuple[Sources, Float[Tensor, "B T 3 H W"]
         is_anchor=anchor,
         alternatives=clips.alternatives.float() / 255,
         alternative_masks=clips.alternative_masks,
+        hints=clips.hints.float(),
     )
     return sources, clips.target.float() / 255
 

@@ -129,7 +129,7 @@ def distillation_stages() -> tuple[DistilConfig, ...]:
 def full() -> CompactRecipe:
     """About ten minutes on one H100 or H200."""
     return CompactRecipe(
-        network=CompactConfig(gate=True, num_alternatives=NUM_ALTERNATIVES),
+        network=CompactConfig(gate=True, num_alternatives=NUM_ALTERNATIVES, hints=True),
         num_frames=8,
         crop=(160, 256),
         num_plans=1200,
@@ -163,6 +163,7 @@ def debug() -> CompactRecipe:
             embedding=32,
             gate=True,
             num_alternatives=NUM_ALTERNATIVES,
+            hints=True,
         ),
         num_frames=4,
         crop=(48, 80),

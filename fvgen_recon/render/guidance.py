@@ -11,8 +11,18 @@ from torch.nn import functional
 from fvgen_recon.errors import InputError
 from fvgen_recon.render.point import PointRender, render_points
 from fvgen_recon.render.point_surface import blend_surface, nearest_depth
-from fvgen_recon.types import Anchor, Cameras, Guidance, PointCloud, Scene, Trajectory
+from fvgen_recon.types import (
+    HINT_CELL_PX,
+    Anchor,
+    Cameras,
+    Guidance,
+    PointCloud,
+    Scene,
+    Trajectory,
+)
 
+_HINT_RANGE = 1.5
+"""Natural logarithm of the depth ratio from which hints no longer tell farther from far."""
 _SUPPORT_SIDE = 96
 _SUPPORT_RADIUS_PX = 0.75
 
@@ -58,11 +68,12 @@ def guidance_config(*, is_raw: bool, height: int) -> GuidanceConfig:
 
 
 class _Picture(NamedTuple):
-    """A render that has been made ready: colours, which pixels are trusted, depth."""
+    """A render made ready: colours, which pixels are trusted, depth and confidence."""
 
     frames: Float[Tensor, "T 3 H W"]
     mask: Bool[Tensor, "T 1 H W"]
     depth: Float[Tensor, "T 1 H W"]
+    confidence: Float[Tensor, "T 1 H W"] | None
 
 
 def render_guidance(
@@ -99,11 +110,13 @@ def render_guidance(
     picture = _draw(cloud[cloud.confidence >= min_confidence], cameras, config)
     if config.max_conflict is not None:
         picture = _drop_conflicts(picture, layers, config)
-    frames, mask, depth = picture
+    guesses = [] if config.is_raw else _draw_guesses(cloud, ends, cameras, config)
+    # Before the photos are pasted: their cells would have no depth.
+    hints = None if config.is_raw else _hints([picture, *layers[:2], *guesses])
+    frames, mask, depth, _ = picture
     for anchor in trajectory.anchors:
         frames[anchor.frame] = scene.images[anchor.view]
         mask[anchor.frame] = True
-    guesses = [] if config.is_raw else _draw_guesses(cloud, ends, cameras, config)
     return Guidance(
         frames=frames,
         mask=mask,
@@ -114,6 +127,7 @@ def render_guidance(
         reference=scene.images[ends[0]],
         alternatives=torch.stack([guess.frames for guess in guesses]) if guesses else None,
         alternative_masks=torch.stack([guess.mask for guess in guesses]) if guesses else None,
+        hints=hints,
     )
 
 
@@ -124,6 +138,21 @@ def _draw_guesses(
     is_end = torch.isin(cloud.view, torch.tensor(ends, device=cloud.view.device))
     others = [other[other.view == view] for other in cloud.alternatives for view in ends]
     return [_draw(part, cameras, config) for part in (cloud[~is_end], *others)]
+
+
+def _hints(pictures: list[_Picture]) -> Float[Tensor, "S T 2 h w"]:
+    """Return confidence and relative depth of renders in cells; the first one is the trusted."""
+    mask = torch.stack([picture.mask for picture in pictures]).float()
+    confidence = torch.stack([picture.confidence for picture in pictures])
+    log_depth = torch.stack([picture.depth for picture in pictures]).clamp_min(1e-6).log()
+    dense = mask[1:3]
+    mean = (log_depth[1:3] * dense).sum() / dense.sum().clamp_min(1)
+    relative = ((log_depth - mean) / _HINT_RANGE).clamp(-1, 1)
+    planes = torch.cat([confidence * mask, relative * mask, mask], dim=2)
+    height, width = planes.shape[-2:]
+    planes = functional.pad(planes, (0, -width % HINT_CELL_PX, 0, -height % HINT_CELL_PX))
+    cells = functional.avg_pool2d(planes.flatten(0, 1), HINT_CELL_PX).unflatten(0, mask.shape[:2])
+    return cells[:, :, :2] / cells[:, :, 2:].clamp_min(1e-6)
 
 
 def render_surface(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> PointRender:
@@ -210,17 +239,19 @@ def _draw(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> _Pictu
     if config.is_raw:
         render = render_points(cloud, cameras, radius_px=config.radius_px)
         mask = render.alpha >= config.min_alpha
-        return _Picture(render.frames.clamp(0, 1), mask, render.depth)
+        return _Picture(render.frames.clamp(0, 1), mask, render.depth, None)
     render = render_surface(cloud, cameras, config)
     mask = render.alpha >= config.min_alpha
-    planes = torch.cat([render.frames, render.depth * render.alpha, render.alpha], dim=1) * mask
+    assert render.confidence is not None
+    more = torch.cat([render.depth, render.confidence], dim=1) * render.alpha
+    planes = torch.cat([render.frames, more, render.alpha], dim=1) * mask
     if config.gap_px > 0:
         # Gaps take the mean of their neighbours, which here all belong to the nearest surface.
         filled = functional.avg_pool2d(planes, 3, stride=1, padding=1)
-        gap = _close(mask.float(), config.gap_px).bool() & ~mask & (filled[:, 4:] > 0)
+        gap = _close(mask.float(), config.gap_px).bool() & ~mask & (filled[:, 5:] > 0)
         planes, mask = torch.where(gap, filled, planes), mask | gap
-    planes = planes[:, :4] / planes[:, 4:].clamp_min(1e-6)
-    return _Picture(planes[:, :3].clamp(0, 1), mask, planes[:, 3:])
+    planes = planes[:, :5] / planes[:, 5:].clamp_min(1e-6)
+    return _Picture(planes[:, :3].clamp(0, 1), mask, planes[:, 3:4], planes[:, 4:])
 
 
 def _drop_conflicts(picture: _Picture, layers: list[_Picture], config: GuidanceConfig) -> _Picture:
@@ -236,6 +267,8 @@ def _drop_conflicts(picture: _Picture, layers: list[_Picture], config: GuidanceC
         differs = (layer.frames - picture.frames).abs().amax(1, keepdim=True) > config.max_conflict
         mask = mask & ~(nearer & differs)
     dropped = picture.mask & ~mask
-    return _Picture(
-        picture.frames.masked_fill(dropped, 0.0), mask, picture.depth.masked_fill(dropped, 0.0)
+    return picture._replace(
+        frames=picture.frames.masked_fill(dropped, 0.0),
+        mask=mask,
+        depth=picture.depth.masked_fill(dropped, 0.0),
     )

@@ -35,6 +35,8 @@ class PointRender:
     """Accumulated opacity in [0, 1]."""
     depth: Float[Tensor, "T 1 H W"]
     """Z-depth, in world units, of the point that weighs most in a pixel; 0 where none was hit."""
+    confidence: Float[Tensor, "T 1 H W"] | None = None
+    """Mean confidence of the points in a pixel; 0 where none was hit. None: not rendered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

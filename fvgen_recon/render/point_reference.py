@@ -98,5 +98,7 @@ def blend_surface_reference(
     weight = alpha / alpha.sum(-2, keepdim=True).clamp_min(1e-12)
     colour = (weight * cloud.rgb[found.point.clamp_min(0)]).sum(-2)
     depth = (weight * found.depth[..., None]).sum(-2)
-    planes = [plane.movedim(-1, 1).contiguous() for plane in (opacity * colour, opacity, depth)]
-    return PointRender(frames=planes[0], alpha=planes[1], depth=planes[2])
+    confidence = (weight * cloud.confidence[found.point.clamp_min(0), None]).sum(-2)
+    parts = (opacity * colour, opacity, depth, confidence)
+    planes = [plane.movedim(-1, 1).contiguous() for plane in parts]
+    return PointRender(frames=planes[0], alpha=planes[1], depth=planes[2], confidence=planes[3])

@@ -44,7 +44,7 @@ def blend_surface(
     """Render the mean of all points up to a depth limit.
 
     A point counts in a pixel with its alpha = 1 - d^2 / R^2 (see `fvgen_recon.render.point`);
-    colours and depth are means with these weights, opacity is 1 - prod(1 - alpha).
+    colours, depth and confidence are means with these weights, opacity is 1 - prod(1 - alpha).
 
     Args:
         cloud: The points, on the device of the cameras.
@@ -53,19 +53,25 @@ def blend_surface(
         depth_limit: Z-depths, in world units, beyond which a pixel shows nothing.
 
     Returns:
-        Colours multiplied by opacity, opacity, and depth (0 where nothing was hit).
+        Colours multiplied by opacity, opacity, depth and confidence (0 where nothing was hit).
     """
     matrices, size = projection_matrices(cameras), (cameras.height, cameras.width)
-    xyz, rgb, limit = cloud.xyz.float(), cloud.rgb.float(), depth_limit[:, 0].float()
+    xyz, limit = cloud.xyz.float(), depth_limit[:, 0].float()
+    values = torch.cat([cloud.rgb, cloud.confidence[:, None].to(cloud.rgb)], dim=1).float()
     if xyz.device.type == "cpu":
         from fvgen_recon.render.point_surface_cpu import blend_frames
 
-        planes = blend_frames(xyz, rgb, matrices, size=size, radius=radius_px, depth_limit=limit)
+        planes = blend_frames(xyz, values, matrices, size=size, radius=radius_px, depth_limit=limit)
     else:
         planes = blend_frames_torch(
-            xyz, rgb, matrices, size=size, radius=radius_px, depth_limit=limit
+            xyz, values, matrices, size=size, radius=radius_px, depth_limit=limit
         )
-    return PointRender(frames=planes[:, :3], alpha=planes[:, 3:4], depth=planes[:, 4:])
+    return PointRender(
+        frames=planes[:, :3],
+        alpha=planes[:, 3:4],
+        depth=planes[:, 4:5],
+        confidence=planes[:, 5:],
+    )
 
 
 def nearest_frames_torch(
@@ -88,30 +94,33 @@ def nearest_frames_torch(
 
 def blend_frames_torch(
     xyz: Float[Tensor, "N 3"],
-    rgb: Float[Tensor, "N 3"],
+    values: Float[Tensor, "N 4"],
     matrices: Float[Tensor, "T 3 4"],
     *,
     size: tuple[int, int],
     radius: float,
     depth_limit: Float[Tensor, "T H W"],
-) -> Float[Tensor, "T 5 H W"]:
-    """Return colours, opacity and depth by scattered sums."""
+) -> Float[Tensor, "T 6 H W"]:
+    """Return colours, opacity, depth and confidence by scattered sums.
+
+    `values` are the points' colours and confidences.
+    """
     num_pixels = size[0] * size[1]
-    planes = xyz.new_zeros(len(matrices), num_pixels, 5)
+    planes = xyz.new_zeros(len(matrices), num_pixels, 6)
     for part in chunks(xyz, matrices, radius):
         disks = project(xyz, matrices[part], size, radius)
         found = rasterise(disks, size, radius)
         depth = disks.depth[found.disk]
         kept = depth <= depth_limit[part].reshape(-1)[found.pixel]
         pixel, alpha, depth = found.pixel[kept].long(), found.alpha[kept], depth[kept]
-        colour = rgb[disks.point[found.disk[kept]]]
+        own = values[disks.point[found.disk[kept]]]
+        parts = (own[:, :3], torch.ones_like(depth)[:, None], depth[:, None], own[:, 3:])
+        sums = own.new_zeros(planes[part].shape[0] * num_pixels, 6)
+        sums.index_add_(0, pixel, torch.cat(parts, dim=1) * alpha[:, None])
         # Logarithms turn the product of 1 - alpha into a sum; that of zero is minus infinity.
-        values = torch.cat([colour, torch.ones_like(depth)[:, None], depth[:, None]], dim=1)
-        sums = values.new_zeros(planes[part].shape[0] * num_pixels, 5)
-        sums.index_add_(0, pixel, values * alpha[:, None])
-        clear = values.new_zeros(len(sums)).index_add_(0, pixel, torch.log1p(-alpha)).exp()
+        clear = own.new_zeros(len(sums)).index_add_(0, pixel, torch.log1p(-alpha)).exp()
         opacity, total = 1 - clear, sums[:, 3].clamp_min(1e-12)
-        colour, depth = sums[:, :3] * (opacity / total)[:, None], sums[:, 4] / total
-        result = torch.cat([colour, opacity[:, None], depth[:, None]], dim=1)
-        planes[part] = result.view(-1, num_pixels, 5)
-    return planes.mT.reshape(-1, 5, *size)
+        colour, rest = sums[:, :3] * (opacity / total)[:, None], sums[:, 4:] / total[:, None]
+        result = torch.cat([colour, opacity[:, None], rest], dim=1)
+        planes[part] = result.view(-1, num_pixels, 6)
+    return planes.mT.reshape(-1, 6, *size)

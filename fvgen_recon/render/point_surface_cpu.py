@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fvgen_recon.render.point_cpu import disk_span, project_point, run_frames
 
-_RED, _GREEN, _BLUE, _TOTAL, _DEPTH, _CLEAR, _NUM_STATES = 0, 1, 2, 3, 4, 5, 8
+_RED, _GREEN, _BLUE, _CONFIDENCE, _TOTAL, _DEPTH, _CLEAR, _NUM_STATES = 0, 1, 2, 3, 4, 5, 6, 8
 
 
 def nearest_frames(
@@ -32,21 +32,21 @@ def nearest_frames(
 
 def blend_frames(
     xyz: Float[Tensor, "N 3"],
-    rgb: Float[Tensor, "N 3"],
+    values: Float[Tensor, "N 4"],
     matrices: Float[Tensor, "T 3 4"],
     *,
     size: tuple[int, int],
     radius: float,
     depth_limit: Float[Tensor, "T H W"],
-) -> Float[Tensor, "T 5 H W"]:
-    """Return colours, opacity and depth; see `fvgen_recon.render.point_surface.blend_surface`."""
-    planes = np.empty((matrices.shape[0], 5, *size), dtype=np.float32)
-    points, colours = xyz.contiguous().numpy(), rgb.contiguous().numpy()
+) -> Float[Tensor, "T 6 H W"]:
+    """Return what `fvgen_recon.render.point_surface.blend_frames_torch` returns."""
+    planes = np.empty((matrices.shape[0], 6, *size), dtype=np.float32)
+    points, shown = xyz.contiguous().numpy(), values.contiguous().numpy()
     projections, limits = matrices.contiguous().numpy(), depth_limit.contiguous().numpy()
 
     def draw(frame: int) -> None:
         projection, limit = projections[frame], limits[frame]
-        _blend(points, colours, projection, float(radius), limit, planes[frame])
+        _blend(points, shown, projection, float(radius), limit, planes[frame])
 
     run_frames(draw, len(planes))
     return torch.from_numpy(planes)
@@ -72,15 +72,15 @@ def _find_nearest(xyz, matrix, radius, nearest):
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _blend(xyz, rgb, matrix, radius, limit, planes):
-    """Draw one frame into `planes`: red, green, blue, opacity, depth."""
+def _blend(xyz, values, matrix, radius, limit, planes):
+    """Draw one frame into `planes`: red, green, blue, opacity, depth, confidence."""
     height, width = limit.shape
     state = np.zeros((height, width, _NUM_STATES), dtype=np.float32)
     state[:, :, _CLEAR] = 1.0
     for i in range(xyz.shape[0]):
         u, v, depth = project_point(xyz[i], matrix)
         if depth > 0 and -radius < u < width + radius and -radius < v < height + radius:
-            _add_disk(state, limit, (u, v, radius), depth, rgb[i])
+            _add_disk(state, limit, (u, v, radius), depth, values[i])
     for y in range(height):
         for x in range(width):
             pixel = state[y, x]
@@ -91,11 +91,12 @@ def _blend(xyz, rgb, matrix, radius, limit, planes):
             planes[2, y, x] = pixel[_BLUE] * (opacity / total)
             planes[3, y, x] = opacity
             planes[4, y, x] = pixel[_DEPTH] / total
+            planes[5, y, x] = pixel[_CONFIDENCE] / total
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 @no_type_check
-def _add_disk(state, limit, disk, depth, colour):
+def _add_disk(state, limit, disk, depth, value):
     """Add a disk (x, y, radius) to the sums of the pixels that it may be seen in."""
     u, v, radius = disk
     first_x, stop_x = disk_span(u, radius, limit.shape[1])
@@ -107,9 +108,10 @@ def _add_disk(state, limit, disk, depth, colour):
                 continue
             alpha = np.float32(1.0 - squared / (radius * radius))
             pixel = state[y, x]
-            pixel[_RED] += alpha * colour[0]
-            pixel[_GREEN] += alpha * colour[1]
-            pixel[_BLUE] += alpha * colour[2]
+            pixel[_RED] += alpha * value[0]
+            pixel[_GREEN] += alpha * value[1]
+            pixel[_BLUE] += alpha * value[2]
+            pixel[_CONFIDENCE] += alpha * value[3]
             pixel[_TOTAL] += alpha
             pixel[_DEPTH] += alpha * depth
             pixel[_CLEAR] *= np.float32(1.0) - alpha

@@ -77,12 +77,16 @@ class CompactBackbone(nn.Module):
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
     def _condition(self, condition: Condition) -> Tensor:
-        """Return what this network reads; one without alternatives leaves those that there are."""
-        wanted, came = self.config.condition_channels, condition.concat.shape[1]
-        if came != wanted and (self.config.num_alternatives > 0 or came < wanted):
+        """Return what this network reads; what it knows nothing of lies behind that."""
+        config, came = self.config, condition.concat.shape[1]
+        wanted, beyond = config.condition_channels, came - config.condition_channels
+        is_blind = beyond > 0 and config.num_alternatives == 0 and not config.hints
+        has_hints = beyond == config.hint_channels and not config.hints
+        if beyond != 0 and not is_blind and not has_hints:
             raise InputError(
-                f"A condition of {wanted} channels, with {self.config.num_alternatives} further "
-                f"guesses, was expected: {came} came; make it by the codec of this network."
+                f"A condition of {wanted} channels, with {config.num_alternatives} further guesses "
+                f"and {'their' if config.hints else 'no'} hints, was expected: {came} came; make "
+                "it by the codec of this network."
             )
         return _to_maps(condition.concat[:, :wanted])
 

@@ -170,15 +170,19 @@ def load_compact(
     return model, card
 
 
-def widen(backbone: CompactBackbone, *, gate: bool, num_alternatives: int) -> CompactBackbone:
-    """Return the same weights in a network with a gate or more renders to copy from, to be trained.
+def widen(
+    backbone: CompactBackbone, *, gate: bool, num_alternatives: int, hints: bool = False
+) -> CompactBackbone:
+    """Return the same weights in a network that has or sees more, to be trained.
 
     With a gate, what it answers to pure noise stays: the gate is closed there, and what it sees and
     says starts at zero. At other times the answer changes at once. Alternatives have a small share
-    of the copy at first, where they are given. What the network has already it keeps.
+    of the copy at first, where they are given; hints change nothing at first. What the network has
+    already it keeps.
 
     Raises:
-        WeightsError: It has alternatives but no gate; then a gate cannot be put before them.
+        WeightsError: It has alternatives but no gate, or hints but fewer alternatives; then they
+            cannot be put before what it has.
     """
     config = backbone.config
     gate = gate or config.gate
@@ -188,7 +192,15 @@ def widen(backbone: CompactBackbone, *, gate: bool, num_alternatives: int) -> Co
             "A network without alternatives was expected, to be given a gate: this one has "
             f"{config.num_alternatives}. Train it from weights without them, or without a gate."
         )
-    wider = CompactBackbone(replace(config, gate=gate, num_alternatives=num_alternatives))
+    if config.hints and num_alternatives > config.num_alternatives:
+        raise WeightsError(
+            f"A network without hints was expected, to be given {num_alternatives} alternatives: "
+            f"this one has hints and {config.num_alternatives}. Train it from weights without them."
+        )
+    hints = hints or config.hints
+    wider = CompactBackbone(
+        replace(config, gate=gate, num_alternatives=num_alternatives, hints=hints)
+    )
     wider.to(next(backbone.parameters()))
     state = backbone.state_dict()
     with torch.no_grad():

@@ -12,7 +12,7 @@ from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.config import NUM_SOURCES, CompactConfig
 from fvgen_recon.diffusion.compact.fill import push_pull
 from fvgen_recon.errors import InputError
-from fvgen_recon.types import Guidance
+from fvgen_recon.types import HINT_CELL_PX, Guidance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,8 @@ class Sources:
     """Renders of further guesses (`Guidance.alternatives`)."""
     alternative_masks: Bool[Tensor, "B G T 1 H W"]
     """True where one of them was hit."""
+    hints: Float[Tensor, "B S T 2 h w"]
+    """Confidence and depth in cells of 4 pixels (`Guidance.hints`)."""
 
     @property
     def unseen(self) -> Bool[Tensor, "B T 1 H W"]:
@@ -62,6 +64,14 @@ def _guesses(guidance: Guidance, count: int) -> tuple[Tensor, Tensor]:
     return _first_layers(guidance.alternatives, guidance.alternative_masks, count)
 
 
+def _first_hints(guidance: Guidance, count: int) -> Tensor:
+    height, width = (-(-size // HINT_CELL_PX) for size in guidance.frames.shape[-2:])
+    hints = guidance.hints
+    if hints is None:
+        return guidance.frames.new_zeros(count, len(guidance), 2, height, width)
+    return F.pad(hints[:count], (0, 0) * 4 + (0, max(0, count - len(hints))))
+
+
 def stack_guidance(guidance: Sequence[Guidance], num_alternatives: int = 0) -> Sources:
     """Stack guidance of one size and length; missing layers count as not hit anywhere.
 
@@ -88,6 +98,7 @@ def stack_guidance(guidance: Sequence[Guidance], num_alternatives: int = 0) -> S
         is_anchor=torch.stack([g.is_anchor for g in guidance]),
         alternatives=torch.stack([pair[0] for pair in guesses]),
         alternative_masks=torch.stack([pair[1] for pair in guesses]),
+        hints=torch.stack([_first_hints(g, NUM_SOURCES - 1 + num_alternatives) for g in guidance]),
     )
 
 
@@ -168,6 +179,8 @@ class CompactCodec:
         parts = [_shuffle(planes, self.config.patch), self._place(sources)]
         if self.config.num_alternatives > 0:
             parts.append(_shuffle(self._alternatives(sources), self.config.patch))
+        if self.config.hints:
+            parts.append(self._hints(sources).to(parts[0]))
         concat = torch.cat(parts, dim=1)
         context = concat.new_zeros(concat.shape[0], 0, 1)
         return Condition(concat=concat, context=context, null_context=context)
@@ -178,8 +191,8 @@ class CompactCodec:
         area = config.patch**2
         masks = [condition.concat[:, 3 * NUM_SOURCES * area : (4 * NUM_SOURCES - 1) * area]]
         if config.num_alternatives > 0:
-            masks.append(condition.concat[:, config.base_channels :])
-            masks[-1] = masks[-1][:, 3 * config.num_alternatives * area :]
+            start, num_more = config.base_channels, config.num_alternatives * area
+            masks.append(condition.concat[:, start + 3 * num_more : start + 4 * num_more])
         planes = F.pixel_shuffle(torch.cat(masks, dim=1).transpose(1, 2), config.patch)
         return (planes < 0.5).all(dim=2, keepdim=True)
 
@@ -191,6 +204,20 @@ class CompactCodec:
         colors = (layers * 2 - 1) * masks
         planes = [x.transpose(1, 2).flatten(2, 3) for x in (colors, masks.to(colors))]
         return torch.cat(planes, dim=2)
+
+    def _hints(self, sources: Sources) -> Float[Tensor, "B C T h w"]:
+        """Return hints at the latents' size, 0 where a render was not hit."""
+        config = self.config
+        _, more_masks = _first_layers(
+            sources.alternatives, sources.alternative_masks, config.num_alternatives
+        )
+        masks = torch.cat([sources.mask[:, None], sources.layer_masks, more_masks], dim=1)
+        shape, hints = masks.shape[:3], sources.hints[:, : masks.shape[1]].float()
+        hit = F.max_pool2d(masks.flatten(0, 2).float(), HINT_CELL_PX).unflatten(0, shape)
+        hints = F.pad(hints, (0, 0) * 4 + (0, shape[1] - hints.shape[1])) * hit
+        size = [side // config.patch for side in masks.shape[-2:]]
+        cells = F.interpolate(hints.flatten(0, 2), size, mode="area").unflatten(0, shape)
+        return cells.transpose(1, 2).flatten(2, 3).transpose(1, 2)
 
     def _place(self, sources: Sources) -> Tensor:
         batch, num_frames, _, height, width = sources.frames.shape

@@ -40,6 +40,9 @@ class CompactConfig:
     num_alternatives: int = 0
     """Further renders to copy from (`Guidance.alternatives`); those that are missing count as not
     hit anywhere."""
+    hints: bool = False
+    """Whether confidence and depth of every render are seen (`Guidance.hints`); those that are
+    missing count as 0."""
     num_timesteps: int = 1000
     """Noise times run from 0 to num_timesteps - 1."""
 
@@ -53,9 +56,15 @@ class CompactConfig:
         """Channels of the condition.
 
         Colours and masks of the sources, position, anchor flag, and behind them, so that a network
-        without alternatives reads what comes before, those of the alternatives.
+        without them reads what comes before, those of the alternatives and then hints.
         """
-        return self.base_channels + 4 * self.num_alternatives * self.patch**2
+        more = 4 * self.num_alternatives * self.patch**2
+        return self.base_channels + more + self.hints * self.hint_channels
+
+    @property
+    def hint_channels(self) -> int:
+        """Channels of hints, where there are any: two a render, the fill left out."""
+        return 2 * (NUM_SOURCES - 1 + self.num_alternatives)
 
     @property
     def base_channels(self) -> int:

@@ -1,5 +1,6 @@
 """The compact model as a generator of clips."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources, stack_gui
 from fvgen_recon.diffusion.sampler import FewStepKind, denoiser, sample_few_steps, seeded_noise
 from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.errors import InputError
-from fvgen_recon.types import Guidance
+from fvgen_recon.types import HINT_CELL_PX, Guidance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +118,7 @@ def _pad(sources: Sources, bottom: int, right: int) -> Sources:
     """Repeat the edge pixels of everything, so that no border appears."""
     if bottom == 0 and right == 0:
         return sources
-    pad = (0, right, 0, bottom)
+    pad, size = (0, right, 0, bottom), sources.frames.shape[-2:]
 
     def grow(x: Tensor) -> Tensor:
         if x.numel() == 0:
@@ -134,7 +135,19 @@ def _pad(sources: Sources, bottom: int, right: int) -> Sources:
         is_anchor=sources.is_anchor,
         alternatives=grow(sources.alternatives),
         alternative_masks=grow(sources.alternative_masks),
+        hints=_grow_cells(
+            sources.hints, [s + p for s, p in zip(size, (bottom, right), strict=True)]
+        ),
     )
+
+
+def _grow_cells(hints: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the last cells until they cover an image of that size."""
+    bottom, right = (
+        -(-side // HINT_CELL_PX) - have for side, have in zip(size, hints.shape[-2:], strict=True)
+    )
+    grown = F.pad(hints.flatten(0, 2), (0, right, 0, bottom), mode="replicate")
+    return grown.unflatten(0, hints.shape[:3])
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -118,7 +118,9 @@ def test_the_guidance_hash_sees_every_part() -> None:
     seen.add(hash_guidance(replace(guidance, frames=1 - guidance.frames)))
     seen.add(hash_guidance(replace(guidance, mask=~guidance.mask)))
     seen.add(hash_guidance(replace(guidance, layers=1 - guidance.layers)))
-    assert len(seen) == 5
+    seen.add(hash_guidance(replace(guidance, hints=torch.zeros(3, 4, 2, 8, 12))))
+    seen.add(hash_guidance(replace(guidance, hints=torch.ones(3, 4, 2, 8, 12))))
+    assert len(seen) == 7
     assert hash_guidance(make_guidance(4)) in seen
 
 

@@ -39,6 +39,9 @@ def make_clips(
             num_clips, num_alternatives, num_frames, 1, 32, 48, generator=rng
         )
         > 0.2,
+        hints=torch.rand(
+            num_clips, 3 + num_alternatives, num_frames, 2, 8, 12, generator=rng
+        ).half(),
     )
 
 

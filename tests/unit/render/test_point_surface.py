@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from factories import make_cameras, make_cloud
@@ -21,6 +23,10 @@ def make_points(xyz):
     )
 
 
+def planes_of(render):
+    return torch.cat([render.frames, render.alpha, render.depth, render.confidence], dim=1)
+
+
 def make_unit_camera():
     """A camera in whose image a point (x, y, 1) lies at pixel coordinates (x, y)."""
     return Cameras(c2w=torch.eye(4)[None], K=torch.eye(3)[None], height=6, width=10)
@@ -29,7 +35,7 @@ def make_unit_camera():
 def blend_scattered(cloud, cameras, radius, limit):
     return blend_frames_torch(
         cloud.xyz,
-        cloud.rgb,
+        torch.cat([cloud.rgb, cloud.confidence[:, None]], dim=1),
         projection_matrices(cameras),
         size=(cameras.height, cameras.width),
         radius=radius,
@@ -40,15 +46,14 @@ def blend_scattered(cloud, cameras, radius, limit):
 @pytest.mark.parametrize("radius", [0.4, 1.44, 2.5])
 def test_both_fast_paths_equal_the_slow_twin(radius):
     cameras, cloud = make_cameras(2, height=9, width=14), make_cloud(200)
+    cloud = replace(cloud, confidence=torch.linspace(0, 1, 200))
     limit = 4 + 0.3 * torch.randn(2, 1, 9, 14, generator=torch.Generator().manual_seed(0))
     slow = blend_surface_reference(cloud, cameras, radius_px=radius, depth_limit=limit)
     fast = blend_surface(cloud, cameras, radius_px=radius, depth_limit=limit)
     scattered = blend_scattered(cloud, cameras, radius, limit)
-    planes = torch.cat([slow.frames, slow.alpha, slow.depth], dim=1)
     assert 0 < slow.alpha.mean() < 1
-    assert torch.allclose(scattered, planes, atol=1e-5)
-    fast_planes = torch.cat([fast.frames, fast.alpha, fast.depth], dim=1)
-    assert torch.allclose(fast_planes, planes, atol=1e-5)
+    assert torch.allclose(scattered, planes_of(slow), atol=1e-5)
+    assert torch.allclose(planes_of(fast), planes_of(slow), atol=1e-5)
 
 
 def test_nearest_depth_equals_the_nearest_fragment():

@@ -15,6 +15,7 @@ TRAINED = {
     "gan": {"student", "disc"},
     "gan-loose": {"student", "disc"},
     "gan-free": {"student", "disc"},
+    "gan-perceptual": {"student", "disc"},
     "dmd": {"student", "critic"},
     "dmd-high": {"student", "critic"},
     "dmd-anchored": {"student", "critic"},

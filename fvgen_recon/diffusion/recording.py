@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 WARM_UP = 2
 """Calls before a recording: kernels compile, and algorithms of convolutions are searched."""
 _KEPT = 4
-"""Shapes whose recordings are kept; each holds the memory of its activations."""
+"""Shapes whose recordings are kept, since they hold memory; a further one takes their place."""
 
 Result = TypeVar("Result")
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -25,13 +25,21 @@ Errors = Literal["global", "thread_local"]
 
 
 def record_call(
-    call: Callable[[], Result], pool: Any, *, strict: bool = False, errors: Errors = "global"
+    call: Callable[[], Result],
+    pool: Any,
+    *,
+    warm_up: int = WARM_UP,
+    stream: torch.cuda.Stream | None = None,
+    strict: bool = False,
+    errors: Errors = "global",
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
     """Run a call until its kernels are ready, then record it, on streams of its own.
 
     Args:
         call: Reads and writes tensors that stay where they are.
         pool: Memory that recordings share.
+        warm_up: How often it runs before.
+        stream: Where it is recorded; by default PyTorch's own for recordings.
         strict: Refuse a call that waits for the GPU before anything is recorded, since a recording
             that fails half-way leaves traces.
         errors: Whose calls that no recording allows (waiting, for one) fail meanwhile: those of all
@@ -43,19 +51,19 @@ def record_call(
     Raises:
         RuntimeError: The call cannot be recorded.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(warm_up):
             call()
         if strict:
             with _no_waits():
                 call()
             # Cycles that keep a gradient's graph would tie the recording to the stream of that.
             gc.collect()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    recording = torch.cuda.graph(graph, pool=pool, capture_error_mode=errors)
+    recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=errors)
     # The outer one puts back the stream where a recording fails.
     with torch.cuda.stream(torch.cuda.current_stream()), recording:
         outputs = call()
@@ -82,12 +90,26 @@ class _Recording:
     output: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Room:
+    """Where the recordings of one recorder are made and lie."""
+
+    pool: Any
+    stream: Any
+    """Of its own, and all of its recordings go at once: one that goes takes along memory of others
+    that were made on its stream (pytorch/pytorch#193402, open in 2.14)."""
+
+
+def _make_room(device: torch.device) -> _Room:
+    return _Room(pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream(device))
+
+
 class StepRecorder:
     """Replays the evaluations of a sampler, from the second clip of a shape on.
 
-    Recording costs as much as a few evaluations, which a single clip would not get back. On a CPU,
-    and with gradients, everything runs as it is. For one thread at a time; the memory goes with
-    the recorder.
+    The first clip makes the kernels ready, and a single one would not get back what a recording
+    costs. On a CPU, and with gradients, everything runs as it is. For one thread at a time; the
+    memory goes with the recorder.
     """
 
     def __init__(self, network: nn.Module, evaluate: Callable[..., Tensor]) -> None:
@@ -104,9 +126,9 @@ class StepRecorder:
         self._first: dict[tuple, object] = {}
         """The first clip of each shape."""
         self._made: dict[tuple, _Recording | None] = {}
-        """By shape, the one used longest ago first; none where it could not be recorded."""
+        """By shape; none where it could not be recorded."""
         self._place: list[int] = []
-        self._pool: Any = None
+        self._room: _Room | None = None
         self._is_told = False
 
     def for_clip(self, *shared: Tensor) -> Step:
@@ -137,24 +159,25 @@ class StepRecorder:
         key = tuple((x.shape, x.dtype, x.device) for x in inputs)
         if self._first.setdefault(key, clip) is clip:
             return None
-        if key in self._made:
-            recording = self._made.pop(key)
-        else:
-            while len(self._made) >= _KEPT:
-                oldest = next(iter(self._made))
-                del self._made[oldest], self._first[oldest]
-            recording = self._record(inputs)
-        self._made[key] = recording
-        return recording
+        if key not in self._made:
+            if len(self._made) == _KEPT:
+                self._made.clear()
+                self._first.clear()
+            self._made[key] = self._record(inputs)
+        return self._made[key]
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recording | None:
         try:
             kept = tuple(x.clone() for x in inputs)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            # Other threads, a viewer's for one, may use the GPU as they like meanwhile.
-            call = partial(self._evaluate, *kept)
-            graph, output = record_call(call, self._pool, errors="thread_local")
+            if self._room is None or not any(self._made.values()):
+                self._room = _make_room(kept[0].device)
+            graph, output = record_call(
+                partial(self._evaluate, *kept),
+                self._room.pool,
+                warm_up=0,
+                stream=self._room.stream,
+                errors="thread_local",  # Others, a viewer's for one, use the GPU meanwhile.
+            )
         except RuntimeError as error:  # Out of memory, or a layer that cannot be recorded.
             if not self._is_told:
                 _log.warning("Frames are made kernel by kernel, which takes longer: %s", error)

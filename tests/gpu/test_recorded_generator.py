@@ -48,21 +48,23 @@ def test_frames_are_the_same(folder, fast, caplog):
 
 
 def test_memory_goes_with_the_generator(folder):
-    guidance = make_guidance(6, 32, 48).to("cuda")
+    guidance = make_guidance(16, 160, 256).to("cuda")
 
-    def reserved() -> int:
+    def reserved() -> float:
+        """MiB."""
+        torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
-        return torch.cuda.memory_reserved()
+        return torch.cuda.memory_reserved() / 2**20
 
     load_generator(folder, device="cuda", record=False).generate(guidance, seed=0)
     before = reserved()
     generator = load_generator(folder, device="cuda")
     for seed in range(3):
         generator.generate(guidance, seed=seed)
-    assert reserved() > before
+    assert reserved() > before + 100
     del generator
-    assert reserved() <= before
+    assert reserved() < before + 50  # Workspaces of libraries stay, in some versions.
 
 
 def test_what_cannot_be_recorded_is_told_and_made(folder, caplog, monkeypatch):
@@ -71,16 +73,18 @@ def test_what_cannot_be_recorded_is_told_and_made(folder, caplog, monkeypatch):
     wanted = [generator.generate(guidance, seed=0)]
     denoise = type(generator.model.backbone).denoise
 
-    def waiting(self, x_t, t, prepared):
-        t.cpu()  # The host waits, which no recording allows.
-        return denoise(self, x_t, t, prepared)
+    def full(self, x_t, t, prepared):
+        output = denoise(self, x_t, t, prepared)
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return output
 
-    monkeypatch.setattr(type(generator.model.backbone), "denoise", waiting)
+    monkeypatch.setattr(type(generator.model.backbone), "denoise", full)
     wanted += [generator.generate(guidance, seed=0) for _ in range(3)]
     for frames in wanted[1:]:
         torch.testing.assert_close(frames, wanted[0], atol=2e-4, rtol=2e-3)
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
-        "Frames are made kernel by kernel, which takes longer"
+    assert [r.getMessage() for r in caplog.records] == [
+        "Frames are made kernel by kernel, which takes longer: CUDA out of memory"
     ]
 
 

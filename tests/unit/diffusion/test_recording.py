@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion import recording
-from fvgen_recon.diffusion.recording import StepRecorder
+from fvgen_recon.diffusion.recording import StepRecorder, _Room
 
 
 class Gpu:
@@ -18,8 +18,10 @@ class Gpu:
     def __init__(self) -> None:
         self.num_recorded = self.num_replayed = 0
         self.is_full = False
+        self.pools: list[object] = []
 
-    def record_call(self, call: Callable[[], Tensor], pool: Any, *, errors: str) -> Any:
+    def record_call(self, call: Callable[[], Tensor], pool: Any, **options: Any) -> Any:
+        self.pools.append(pool)
         if self.is_full:
             raise RuntimeError("out of memory")
         self.num_recorded += 1
@@ -50,7 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     fake = Gpu()
     monkeypatch.setattr(recording, "record_call", fake.record_call)
     monkeypatch.setattr(recording, "_is_recordable", lambda tensors: not torch.is_grad_enabled())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(recording, "_make_room", lambda _: _Room(pool=object(), stream=None))
     return fake
 
 
@@ -108,7 +110,8 @@ def test_old_shapes_make_room(gpu: Gpu):
         for _ in range(2):
             make_clip(recorder, 1, size)
     assert gpu.num_recorded == len(sizes)
-    assert len(recorder._made) == recording._KEPT
+    assert len(recorder._made) == 1
+    assert gpu.pools[-1] is not gpu.pools[0]
     make_clip(recorder, 1, sizes[-1])  # is still there
     assert gpu.num_recorded == len(sizes)
     make_clip(recorder, 1, sizes[0])  # counts as the first of its shape again
@@ -142,6 +145,15 @@ def test_weights_that_moved_are_recorded_again(gpu: Gpu):
     network.weight = nn.Parameter(torch.tensor(2.0))
     assert make_clip(recorder, 1) == expected(1)
     assert gpu.num_recorded == 2
+    assert gpu.pools[1] is not gpu.pools[0]  # An empty one is not used again.
+
+
+def test_recordings_share_their_memory(gpu: Gpu):
+    network = Network()
+    recorder = StepRecorder(network, network.evaluate)
+    for size in (3, 3, 4, 4):
+        make_clip(recorder, 1, size)
+    assert gpu.pools[1] is gpu.pools[0]
 
 
 def test_a_cpu_computes_as_it_is():

@@ -81,12 +81,13 @@ def test_a_second_clip_is_recorded_and_every_clip_gets_its_own_answer(gpu: Gpu):
 def test_outputs_outlive_the_next_replay(gpu: Gpu):
     network = Network()
     recorder = StepRecorder(network, network.evaluate)
-    make_clip(recorder, 0)
+    make_clip(recorder, 0.0)
     with torch.no_grad():
         step = recorder.for_clip(torch.zeros(3))
         first = step(torch.ones(3), torch.tensor(0))
         step(torch.full((3,), 5.0), torch.tensor(0))
     assert first.tolist() == [2, 2, 2]
+    assert gpu.num_replayed == 2
 
 
 def test_each_shape_and_type_has_its_own_recording(gpu: Gpu):

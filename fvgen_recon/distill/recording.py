@@ -7,23 +7,20 @@ must stay where they are. Calls whose recording fails run as they would have wit
 import copy
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.backbone import Condition, mid_features
+from fvgen_recon.diffusion.recording import WARM_UP, record_call
 
 _log = logging.getLogger(__name__)
 
-_WARM_UP = 2
-
 Wanted = Literal["output", "features", "both"]
 Call = Callable[..., tuple[Tensor, ...]]
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -159,7 +156,7 @@ class _Recorder:
         torch.cuda.make_graphed_callables(
             core,
             sample,
-            num_warmup_iters=0 if kind in self.shared.warm else _WARM_UP,
+            num_warmup_iters=0 if kind in self.shared.warm else WARM_UP,
             allow_unused_input=True,
             pool=self.shared.trained_pool,
         )
@@ -193,51 +190,6 @@ class _Recorder:
 def _kind(network: nn.Module) -> tuple:
     """Return what networks share that launch the same kernels."""
     return type(network), tuple((p.shape, p.dtype) for p in network.parameters())
-
-
-def record_call(
-    call: Callable[[], Result], pool: Any, *, strict: bool = False
-) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Run a call until its kernels are ready, then record it, on streams of its own.
-
-    Args:
-        call: Reads and writes tensors that stay where they are.
-        pool: Memory that recordings share.
-        strict: Refuse a call that waits for the GPU before anything is recorded, since a recording
-            that fails half-way leaves traces.
-
-    Returns:
-        The recording, and what the call returned, which each replay fills anew.
-
-    Raises:
-        RuntimeError: The call cannot be recorded.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            call()
-        if strict:
-            with _no_waits():
-                call()
-            # Cycles that keep a gradient's graph would tie the recording to the stream of that.
-            gc.collect()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # The outer one puts back the stream where a recording fails.
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
-        outputs = call()
-    return graph, outputs
-
-
-@contextmanager
-def _no_waits() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def _uncached_autocast() -> torch.autocast:

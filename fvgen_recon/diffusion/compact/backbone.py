@@ -1,14 +1,40 @@
 """The compact denoising network: a 2-D UNet over frames with temporal mixing."""
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.backbone import Condition
 from fvgen_recon.diffusion.compact.config import CompactConfig
-from fvgen_recon.diffusion.compact.head import CopyHead
+from fvgen_recon.diffusion.compact.head import CopyHead, Renders
 from fvgen_recon.diffusion.compact.layer import Attention, Block, TimeEmbedding, rotary_phase
 from fvgen_recon.errors import InputError
+
+
+class Prepared(NamedTuple):
+    """What depends on a clip's condition alone, neither on the noisy latents nor on their level."""
+
+    first: Float[Tensor, "N C h w"]
+    """The condition's part of the first convolution."""
+    phase: Float[Tensor, "S D"]
+    """Angles of the tokens at the bottom."""
+    renders: Renders
+    """What the head copies from."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all of it, as `from_tensors` takes it."""
+        return self.first, self.phase, *self.renders
+
+    @staticmethod
+    def from_tensors(
+        first: Tensor, phase: Tensor, sources: Tensor, fill: Tensor, grid: Tensor
+    ) -> "Prepared":
+        """Put together what `tensors` returned."""
+        renders = Renders(sources=sources, fill=fill, grid=grid)
+        return Prepared(first=first, phase=phase, renders=renders)
 
 
 class CompactBackbone(nn.Module):
@@ -55,17 +81,39 @@ class CompactBackbone(nn.Module):
         return_mid: bool = False,
     ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
         """Return x0 and, if asked for, features: bottleneck, then 1/8 and 1/4 of the encoder."""
+        return self.denoise(x_t, t, self.prepare(condition), return_mid=return_mid)
+
+    def prepare(self, condition: Condition) -> Prepared:
+        """Return what all evaluations of the same clips share.
+
+        Raises:
+            InputError: The condition has other channels than the network reads.
+        """
+        maps = self._condition(condition)
+        return Prepared(
+            first=self._first(maps),
+            phase=self._phase(condition),
+            renders=self.head.renders(maps),
+        )
+
+    def denoise(
+        self,
+        x_t: Float[Tensor, "B C T h w"],
+        t: Shaped[Tensor, "B"],
+        prepared: Prepared,
+        *,
+        return_mid: bool = False,
+    ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
+        """Return what a call returns, of clips whose condition was prepared."""
         batch = x_t.shape[0]
         level = self._level(t)
         emb = self.time(level)
-        renders = self._condition(condition)
-        bottom, skip2, skip1 = self._encode(x_t, emb, renders)
+        bottom, skip2, skip1 = self._encode(x_t, emb, prepared.first, prepared.phase)
         x = self.grow2(_run(self.up3, bottom, emb))
         x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
         x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
         levels = level.repeat_interleave(x_t.shape[2])
-        maps = (renders, _to_maps(x_t), levels)
-        x0 = self.head(_run(self.up1, x, emb), *maps)
+        x0 = self.head(_run(self.up1, x, emb), prepared.renders, _to_maps(x_t), levels)
         mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
         return _to_clips(x0, batch), mid
 
@@ -73,7 +121,8 @@ class CompactBackbone(nn.Module):
         self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
     ) -> tuple[Tensor, ...]:
         """Return the features of a call with `return_mid`, without what comes after them."""
-        maps = self._encode(x_t, self.time(self._level(t)), self._condition(condition))
+        first, phase = self._first(self._condition(condition)), self._phase(condition)
+        maps = self._encode(x_t, self.time(self._level(t)), first, phase)
         return tuple(_to_clips(f, x_t.shape[0]) for f in maps)
 
     def _condition(self, condition: Condition) -> Tensor:
@@ -93,17 +142,30 @@ class CompactBackbone(nn.Module):
     def _level(self, t: Tensor) -> Tensor:
         return t.float() / (self.config.num_timesteps - 1)
 
-    def _encode(self, x_t: Tensor, emb: Tensor, renders: Tensor) -> tuple[Tensor, ...]:
+    def _first(self, maps: Tensor) -> Tensor:
+        """Return the condition's part of the first convolution, bias included."""
+        weight = self.stem.weight[:, self.config.latent_channels :]
+        return self._convolve(maps, weight, self.stem.bias)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x.to(weight.dtype, memory_format=torch.channels_last)
+        return F.conv2d(x, weight, bias, padding=self.stem.padding)
+
+    def _phase(self, condition: Condition) -> Tensor:
+        num_frames, height, width = condition.concat.shape[2:]
+        size = (num_frames, height // 4, width // 4)
+        return rotary_phase(*size, self.config.head_dim, condition.concat.device)
+
+    def _encode(self, x_t: Tensor, emb: Tensor, first: Tensor, phase: Tensor) -> tuple[Tensor, ...]:
         """Return bottleneck and skips as maps."""
-        x = torch.cat([_to_maps(x_t).to(renders.dtype), renders], dim=1)
-        x = self.stem(x.to(self.stem.weight.dtype, memory_format=torch.channels_last))
-        skip1 = _run(self.down1, x, emb)
+        # A convolution of channels side by side is the sum of their convolutions.
+        noisy = self._convolve(_to_maps(x_t), self.stem.weight[:, : self.config.latent_channels])
+        skip1 = _run(self.down1, first + noisy, emb)
         skip2 = _run(self.down2, self.shrink1(skip1), emb)
         deep = _run(self.down3, self.shrink2(skip2), emb)
-        return self._bottom(deep, emb, x_t.shape[2]), skip2, skip1
+        return self._bottom(deep, emb, phase), skip2, skip1
 
-    def _bottom(self, x: Tensor, emb: Tensor, num_frames: int) -> Tensor:
-        phase = rotary_phase(num_frames, x.shape[2], x.shape[3], self.config.head_dim, x.device)
+    def _bottom(self, x: Tensor, emb: Tensor, phase: Tensor) -> Tensor:
         for index, attention in enumerate(self.attention):
             x = attention(x, phase)
             if index < len(self.middle):

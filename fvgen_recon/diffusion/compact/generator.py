@@ -1,7 +1,7 @@
 """The compact model as a generator of clips."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,10 +10,12 @@ from jaxtyping import Float
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from fvgen_recon.diffusion.backbone import VideoModel
+from fvgen_recon.diffusion.backbone import Condition, VideoModel
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone, Prepared
 from fvgen_recon.diffusion.compact.checkpoint import load_compact
 from fvgen_recon.diffusion.compact.codec import CompactCodec, Sources, stack_guidance
-from fvgen_recon.diffusion.sampler import FewStepKind, denoiser, sample_few_steps, seeded_noise
+from fvgen_recon.diffusion.recording import StepRecorder
+from fvgen_recon.diffusion.sampler import Denoiser, FewStepKind, sample_few_steps, seeded_noise
 from fvgen_recon.diffusion.schedule import SamplingSchedule
 from fvgen_recon.errors import InputError
 from fvgen_recon.types import HINT_CELL_PX, Guidance
@@ -44,6 +46,8 @@ class CompactGenerator:
     name: str = "student"
     size_multiple: int = 1
     is_raw: bool = False
+    recorder: StepRecorder | None = field(default=None, repr=False, compare=False)
+    """Replays the network's evaluations on a GPU as CUDA graphs; none runs kernel by kernel."""
 
     def __post_init__(self) -> None:
         """Check the number of steps."""
@@ -80,7 +84,7 @@ class CompactGenerator:
         shape = (1, codec.latent_channels, *condition.concat.shape[2:])
         x_T = torch.randn(shape, generator=rng).to(self.device)
         z = sample_few_steps(
-            denoiser(self.model.backbone, condition),
+            self._denoiser(condition),
             x_T,
             schedule,
             times=schedule.timesteps(self.num_steps),
@@ -93,6 +97,24 @@ class CompactGenerator:
         frames = frames[0, ..., :height, :width].to(guidance.frames)
         is_anchor = guidance.is_anchor[:, None, None, None]
         return torch.where(is_anchor, guidance.frames, frames)
+
+    def _denoiser(self, condition: Condition) -> Denoiser:
+        """Return the network, bound to what it has to compute of a clip only once."""
+        backbone = self.model.backbone
+        assert isinstance(backbone, CompactBackbone)
+        prepared = backbone.prepare(condition)
+        if self.recorder is not None:
+            return self.recorder.for_clip(*prepared.tensors())
+        return lambda x_t, t: backbone.denoise(x_t, t, prepared)[0]
+
+
+def make_recorder(backbone: CompactBackbone) -> StepRecorder:
+    """Return a recorder of a network's evaluations."""
+
+    def evaluate(x_t: Tensor, t: Tensor, *prepared: Tensor) -> Tensor:
+        return backbone.denoise(x_t, t, Prepared.from_tensors(*prepared))[0]
+
+    return StepRecorder(backbone, evaluate)
 
 
 def smooth_unseen(
@@ -163,6 +185,7 @@ def load_generator(
     num_steps: int | None = None,
     num_frames: int = 16,
     fast: bool | None = None,
+    record: bool = True,
 ) -> CompactGenerator:
     """Load a compact model for generation.
 
@@ -174,6 +197,8 @@ def load_generator(
         fast: Run in bfloat16, else in float32; by default bfloat16 where the processor has it (on
             a CPU that is three times faster with AMX, and many times slower where it must be
             emulated).
+        record: Record the network's evaluations on a GPU as CUDA graphs when a second clip of a
+            shape comes, and replay them from then on, which costs memory for the activations.
 
     Raises:
         WeightsError: The folder is incomplete, damaged or of another version.
@@ -183,6 +208,7 @@ def load_generator(
         fast = _has_bfloat16(torch.device(device))
     dtype = torch.bfloat16 if fast else torch.float32
     model, card = load_compact(path, dtype=dtype)
+    assert isinstance(model.backbone, CompactBackbone)
     model.backbone.to(device).requires_grad_(False)
     sampler: FewStepKind = "ode" if card.sampler == "ode" else "sde"
     return CompactGenerator(
@@ -194,4 +220,5 @@ def load_generator(
         is_smooth=card.role == "regression",
         device=str(device),
         name=card.role,
+        recorder=make_recorder(model.backbone) if record else None,
     )

@@ -4,6 +4,7 @@ With a gate the noisy frame comes in too, as far as it knows more than the rende
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fvgen_recon.diffusion.compact.config import NUM_SOURCES, CompactConfig
-from fvgen_recon.diffusion.compact.layer import ChannelNorm, start_at_zero
+from fvgen_recon.diffusion.compact.layer import ChannelNorm, join_channels, start_at_zero
 
 _START_LOGITS = (2.0, 0.0, 0.0, -4.0)
 """Trusted points first, then the dense layers, the fill only where nothing else is known."""
@@ -28,6 +29,21 @@ _PACE = 8.0
 """How much faster it moves than its output: the loss says little about it."""
 
 
+class Renders(NamedTuple):
+    """What is copied from: the same for all noise and noise levels of a clip."""
+
+    sources: Float[Tensor, "N R 4 H W"]
+    """Colours times masks, then masks, of all renders but the fill."""
+    fill: Float[Tensor, "N 4 H W"]
+    """Colours and mask of the fill."""
+    grid: Float[Tensor, "H W 2"]
+    """Where the pixels lie, in grid_sample's units."""
+
+    def frames(self, index: slice) -> "Renders":
+        """Select frames."""
+        return Renders(sources=self.sources[index], fill=self.fill[index], grid=self.grid)
+
+
 class CopyHead(nn.Module):
     """Features to x0: softmax blend of the shifted renders plus a residual.
 
@@ -40,7 +56,7 @@ class CopyHead(nn.Module):
     """
 
     order: Tensor
-    """Channels of the condition, ordered render by render."""
+    """Channels of the condition, ordered render by render, the fill last."""
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
@@ -58,21 +74,39 @@ class CopyHead(nn.Module):
         self.finish = Finish(config)
         self.register_buffer("order", _plane_order(config), persistent=False)
 
+    def renders(self, condition: Float[Tensor, "N Cc h w"]) -> Renders:
+        """Return what a condition holds to copy from."""
+        patch, area = self.config.patch, self.config.patch**2
+        # Colours come multiplied by their masks, as reading beside a pixel wants them.
+        ordered = condition.index_select(1, self.order)
+        parts = ordered.tensor_split((len(self.order) - 4 * area,), dim=1)
+        sources, fill = (F.pixel_shuffle(part, patch).float() for part in parts)
+        grid = _pixel_grid(fill.shape[2], fill.shape[3], fill.device)
+        return Renders(sources=sources.unflatten(1, (-1, 4)), fill=fill, grid=grid)
+
     def forward(
         self,
         features: Float[Tensor, "N C h w"],
-        condition: Float[Tensor, "N Cc h w"],
+        renders: Renders,
         x_t: Float[Tensor, "N Cz h w"],
         level: Float[Tensor, "N"],
     ) -> Float[Tensor, "N Cz h w"]:
         """Return x0 in float32; `level` is the share of noise in `x_t`, from 0 to 1."""
-        patch = self.config.patch
         raw = self.conv(F.silu(self.norm(features)))
+        level = level[:, None, None, None]
+        if torch.is_grad_enabled() or raw.device.type != "cpu":
+            return self._finished(raw, renders, x_t, level)
+        # What one frame needs stays in the cache; room for all is asked of the system each time.
+        ones = [slice(i, i + 1) for i in range(len(raw))]
+        frames = [self._finished(raw[i], renders.frames(i), x_t[i], level[i]) for i in ones]
+        return torch.cat(frames)
+
+    def _finished(self, raw: Tensor, renders: Renders, x_t: Tensor, level: Tensor) -> Tensor:
+        patch = self.config.patch
         unfolded, offsets, more_logits, more_offsets = raw.split(self.splits, dim=1)
         unfolded = F.pixel_shuffle(torch.cat([unfolded, more_logits], dim=1), patch)
         offsets = torch.cat([offsets, more_offsets], dim=1)
-        colors, masks = self._copies(condition, offsets.float())
-        level = level[:, None, None, None]
+        colors, masks = self._copies(renders, offsets.float())
         noisy = F.pixel_shuffle(x_t.float(), patch)
         finished = self.finish(unfolded, colors, masks, noisy, level)
         weights = (finished.logits + (masks + 1e-4).log()).softmax(dim=1).unsqueeze(2)
@@ -82,46 +116,38 @@ class CopyHead(nn.Module):
             x0 = pass_gate(x0, noisy, level, finished.doubt)
         return F.pixel_unshuffle(x0, patch)
 
-    def _copies(self, condition: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    def _copies(self, renders: Renders, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Return colours `N S 3 H W` and masks `N S H W` of all renders, the fill last.
 
         All but the fill are read at their offsets.
         """
-        patch, area = self.config.patch, self.config.patch**2
-        # Colours come multiplied by their masks, as reading beside a pixel wants them.
-        planes = F.pixel_shuffle(condition.index_select(1, self.order), patch).float()
-        num_frames, _, height, width = planes.shape
-        planes = planes.view(-1, 4, height, width)
-        grid = self._grid(offsets, (height, width))
+        grid = renders.grid.add(self._flow(offsets, renders.grid.shape[:2]))
+        planes = renders.sources.flatten(0, 1)
         read = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-        read = read.view(num_frames, -1, 4, height, width)
+        read = read.view(renders.sources.shape)
         masks = read[:, :, 3].clamp(0, 1)
         colors = read[:, :, :3] / masks.clamp_min(1e-3).unsqueeze(2)
-        last = NUM_SOURCES - 1
-        fill = condition[:, 3 * last * area : 3 * NUM_SOURCES * area]
-        is_filled = condition[:, (4 * NUM_SOURCES - 1) * area : 4 * NUM_SOURCES * area]
-        fill, is_filled = (F.pixel_shuffle(x, patch).float() for x in (fill, is_filled))
-        return torch.cat([colors, fill[:, None]], dim=1), torch.cat([masks, is_filled], dim=1)
+        fill, is_filled = renders.fill[:, None, :3], renders.fill[:, 3:]
+        return torch.cat([colors, fill], dim=1), torch.cat([masks, is_filled], dim=1)
 
-    def _grid(self, offsets: Tensor, size: tuple[int, int]) -> Float[Tensor, "M H W 2"]:
-        """Return where each render is read, in grid_sample's units."""
+    def _flow(self, offsets: Tensor, size: Sequence[int]) -> Float[Tensor, "M H W 2"]:
+        """Return how far beside a pixel each render is read, in grid_sample's units."""
         limit = self.config.max_offset_px
         flow = limit * torch.tanh(offsets / max(limit, 1e-6))
-        flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
+        flow = F.interpolate(flow, tuple(size), mode="bilinear", align_corners=False)
         # Scaled one by one: a constant made on the host could not be recorded in a CUDA graph.
         across, down = flow.unflatten(1, (-1, 2)).flatten(0, 1).unbind(1)
-        step = torch.stack([across * (2 / size[1]), down * (2 / size[0])], dim=-1)
-        return _pixel_grid(*size, flow.device).add(step)
+        return torch.stack([across * (2 / size[1]), down * (2 / size[0])], dim=-1)
 
 
 def _plane_order(config: CompactConfig) -> Int[Tensor, "C"]:
-    """Return the condition's channels of all renders but the fill: colours and mask of each."""
+    """Return the condition's channels of all renders, the fill last: colours and mask of each."""
     area, num_more, start = config.patch**2, config.num_alternatives, config.base_channels
     blocks = torch.arange(4 * NUM_SOURCES * area).view(-1, area)
     more = start + torch.arange(4 * num_more * area).view(-1, area)
-    rows = [[*blocks[3 * i : 3 * i + 3], blocks[3 * NUM_SOURCES + i]] for i in range(3)]
-    rows += [[*more[3 * i : 3 * i + 3], more[3 * num_more + i]] for i in range(num_more)]
-    return torch.cat([plane for row in rows for plane in row])
+    rows = [[*blocks[3 * i : 3 * i + 3], blocks[3 * NUM_SOURCES + i]] for i in range(NUM_SOURCES)]
+    more_rows = [[*more[3 * i : 3 * i + 3], more[3 * num_more + i]] for i in range(num_more)]
+    return torch.cat([plane for row in (*rows[:-1], *more_rows, rows[-1]) for plane in row])
 
 
 def _pixel_grid(height: int, width: int, device: torch.device) -> Float[Tensor, "H W 2"]:
@@ -212,8 +238,7 @@ class Finish(nn.Module):
             shrunk = noisy * (signal / (signal**2 + level**2))
             seen += [shrunk.to(dtype), level.expand_as(is_filled).to(dtype)]
         seen += [more_logits, more_colors, more_masks]
-        x = torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
-        x = F.silu(self.first(x))
+        x = F.silu(self.first(join_channels(seen)))
         x = self.last(F.silu(x + self.second(x))).float() + self.start.float()
         sizes = [base, 1, 3, int(self.has_gate), more]
         logits, fill_logit, residual, doubt, more_x = x.split(sizes, dim=1)

@@ -1,6 +1,8 @@
 """Layers of the compact backbone. Frames of all clips are one batch: `N` = clips x frames."""
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -72,10 +74,36 @@ class Block(nn.Module):
 
 def neighbours(x: Float[Tensor, "N C h w"], num_frames: int) -> Float[Tensor, "N D h w"]:
     """Stack each frame with the one before and the one after; the ends see themselves."""
-    clips = x.unflatten(0, (-1, num_frames))
-    before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1).flatten(0, 1)
-    after = torch.cat([clips[:, 1:], clips[:, -1:]], dim=1).flatten(0, 1)
-    return torch.cat([before, x, after], dim=1)
+    # Channels last, as the convolution behind wants them: turning them costs more than it does.
+    clips = x.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))
+    longer = torch.cat([clips[:, :1], clips, clips[:, -1:]], dim=1)
+    stacked = torch.cat([longer[:, :-2], clips, longer[:, 2:]], dim=-1)
+    return stacked.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def join_channels(parts: Sequence[Float[Tensor, "N _ H W"]]) -> Float[Tensor, "N C H W"]:
+    """Stack maps along their channels, channels last in memory."""
+    if parts[0].device.type != "cpu":
+        return torch.cat(list(parts), dim=1).contiguous(memory_format=torch.channels_last)
+    runs = groupby(parts, key=_is_channels_last)
+    rows = [
+        _rows(run[0] if len(run) == 1 else torch.cat(run, dim=1))
+        for run in (list(r) for _, r in runs)
+    ]
+    return torch.cat(rows, dim=-1).permute(0, 3, 1, 2)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1 < x.stride(3)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return `N H W C`; a CPU copies matrices several times faster than images."""
+    if _is_channels_last(x):
+        return x.permute(0, 2, 3, 1)
+    turned = [image.flatten(1).t().contiguous() for image in x]
+    stacked = turned[0][None] if len(turned) == 1 else torch.stack(turned)
+    return stacked.unflatten(1, x.shape[2:])
 
 
 class Attention(nn.Module):

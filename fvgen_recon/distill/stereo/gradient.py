@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fvgen_recon.distill.recording import record_call
+from fvgen_recon.diffusion.recording import record_call
 from fvgen_recon.distill.stereo.batch import StereoBatch
 from fvgen_recon.distill.stereo.loss import FIGURES, StereoLosses, stereo_losses
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork

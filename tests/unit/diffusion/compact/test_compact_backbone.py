@@ -4,11 +4,18 @@ from factories import make_guidance
 from unit.diffusion.compact.miniature import TINY, make_backbone
 
 from fvgen_recon.diffusion.backbone import VideoBackbone
-from fvgen_recon.diffusion.compact.backbone import CompactBackbone
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone, Prepared
+from fvgen_recon.diffusion.compact.checkpoint import widen
 from fvgen_recon.diffusion.compact.codec import CompactCodec, merge_sources, stack_guidance
 from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.compact.fill import push_pull
-from fvgen_recon.diffusion.compact.layer import Attention, neighbours, rotary_phase, rotate
+from fvgen_recon.diffusion.compact.layer import (
+    Attention,
+    join_channels,
+    neighbours,
+    rotary_phase,
+    rotate,
+)
 from fvgen_recon.errors import InputError
 
 
@@ -52,6 +59,38 @@ def test_frames_of_a_clip_see_each_other_and_time_and_noise_matter():
         later, _ = backbone(x, t // 2, condition)
     assert (after - before)[:, :, -1].abs().max() > 1e-4
     assert (later - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("gate", "num_alternatives"), [(False, 0), (True, 0), (True, 2)])
+def test_a_prepared_clip_gives_what_a_call_gives(dtype, gate, num_alternatives):
+    backbone = widen(make_backbone(), gate=gate, num_alternatives=num_alternatives).to(dtype)
+    x, t, _ = make_inputs()
+    condition = CompactCodec(config=backbone.config).condition([make_guidance(4, 16, 24)])
+    condition = condition.to("cpu", dtype)
+    with torch.no_grad():
+        prepared = Prepared.from_tensors(*backbone.prepare(condition).tensors())
+        for time in (t, t // 3):
+            plain, mid = backbone(x, time, condition, return_mid=True)
+            found, found_mid = backbone.denoise(x, time, prepared, return_mid=True)
+            torch.testing.assert_close(found, plain, atol=1e-6, rtol=0)
+            for one, other in zip(found_mid, mid, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    with torch.enable_grad():  # all frames at once
+        together = backbone(x, t, condition)[0].detach()
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x, t, condition)[0], together, atol=1e-5, rtol=0)
+
+
+def test_the_first_convolution_is_one_over_noise_and_condition():
+    backbone = make_backbone()
+    x, t, condition = make_inputs()
+    seen = []
+    backbone.down1[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        backbone(x, t, condition)
+        maps = torch.cat([x, condition.concat], dim=1).transpose(1, 2).flatten(0, 1)
+        torch.testing.assert_close(seen[0], backbone.stem(maps), atol=1e-5, rtol=1e-5)
 
 
 def test_every_weight_is_trained():
@@ -136,6 +175,18 @@ def test_neighbours_by_hand():
     assert before.tolist() == [0, 0, 1, 3, 3, 4]
     assert here.tolist() == [0, 1, 2, 3, 4, 5]
     assert after.tolist() == [1, 2, 2, 4, 5, 5]
+    wide = torch.zeros(6, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert neighbours(wide, 3).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_joined_channels_keep_their_order_whatever_their_layout(rng):
+    last = torch.rand(2, 7, 4, 5, generator=rng).contiguous(memory_format=torch.channels_last)
+    plain = torch.rand(2, 3, 4, 5, generator=rng)
+    level = torch.rand(2, 1, 1, 1, generator=rng).expand(2, 1, 4, 5)
+    parts = [last[:, :4], plain, level, plain[:, 1:2], last[:, 4:5], last[:, 5:], plain]
+    joined = join_channels(parts)
+    assert torch.equal(joined, torch.cat(parts, dim=1))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_rotary_phases_only_tell_differences(rng):

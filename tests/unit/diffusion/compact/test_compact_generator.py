@@ -8,10 +8,12 @@ from factories import make_guidance
 from safetensors.torch import load_file, save
 from unit.diffusion.compact.miniature import TINY, make_backbone
 
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.diffusion.compact.codec import stack_guidance
 from fvgen_recon.diffusion.compact.generator import load_generator, smooth_unseen
 from fvgen_recon.diffusion.generator import VideoGenerator
+from fvgen_recon.diffusion.sampler import denoiser, sample_few_steps, seeded_noise
 from fvgen_recon.errors import InputError, WeightsError
 
 
@@ -71,6 +73,38 @@ def test_seed_decides(folder, num_steps):
     first, again, other = (generator.generate(guidance, seed=s) for s in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_condition_is_read_once_a_clip_and_noise_is_that_of_the_sampler(folder, monkeypatch):
+    generator = load_generator(folder, fast=False)
+    guidance = make_guidance(4, 16, 24)
+    reads = []
+    prepare = CompactBackbone.prepare
+    monkeypatch.setattr(
+        CompactBackbone, "prepare", lambda self, c: reads.append(c) or prepare(self, c)
+    )
+    frames = generator.generate(guidance, seed=5)
+    assert len(reads) == 1
+    model, rng = generator.model, torch.Generator().manual_seed(5)
+    condition = model.codec.condition([guidance])
+    x_T = torch.randn((1, TINY.latent_channels, *condition.concat.shape[2:]), generator=rng)
+    z = sample_few_steps(
+        denoiser(model.backbone, condition),
+        x_T,
+        model.schedule,
+        times=model.schedule.timesteps(4),
+        noise=seeded_noise(rng),
+    )
+    inner = slice(1, 3)  # The ends are photos.
+    wanted = model.codec.decode(z)[0, inner]
+    torch.testing.assert_close(frames[inner], wanted, atol=1e-6, rtol=0)
+
+
+def test_a_recorder_only_where_asked_for(folder):
+    assert load_generator(folder, record=False).recorder is None
+    generator = load_generator(folder)
+    assert generator.recorder is not None
+    assert replace(generator, num_steps=1).recorder is generator.recorder
 
 
 def test_bfloat16_is_close(folder):

@@ -116,7 +116,7 @@ def make_cast(
         device: Where to put them.
         seed: Seed of new weights.
         is_grown: Give kept networks the gate, the alternatives and the hints of `config` that they
-            lack, for stages that train them.
+            lack, and its `fine_power`, for stages that train them.
         is_compiled: Compile the blocks.
         is_recorded: Replay CUDA graphs; for a GPU only.
 
@@ -127,10 +127,7 @@ def make_cast(
     wanted = config if is_grown else None
     model = CompactBackbone(config) if init is None else _load(init, wanted)
     expert = _twin(model) if teacher is None else _load(teacher, wanted)
-    # A teacher may know no hints, or no alternatives either: it reads the rest of the condition.
-    plain = replace(model.config, hints=False)
-    blind = replace(plain, num_alternatives=0)
-    if expert.config not in (model.config, plain, blind):
+    if not _can_teach(expert.config, model.config):
         raise WeightsError(
             f"Student and teacher must have one shape: {init} has {model.config} and {teacher} "
             f"{expert.config}."
@@ -152,6 +149,16 @@ def make_cast(
     )
 
 
+def _can_teach(teacher: CompactConfig, student: CompactConfig) -> bool:
+    """Whether both have one shape; a teacher may know no hints, or no alternatives either.
+
+    It reads the rest of the condition then. How it blends is its own affair.
+    """
+    plain = replace(student, hints=False)
+    blind = replace(plain, num_alternatives=0)
+    return replace(teacher, fine_power=student.fine_power) in (student, plain, blind)
+
+
 def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool) -> None:
     if is_compiled:
         backbone.compile_parts()
@@ -166,7 +173,11 @@ def _load(folder: Path, wanted: CompactConfig | None) -> CompactBackbone:
     if wanted is None:
         return backbone
     return widen(
-        backbone, gate=wanted.gate, num_alternatives=wanted.num_alternatives, hints=wanted.hints
+        backbone,
+        gate=wanted.gate,
+        num_alternatives=wanted.num_alternatives,
+        hints=wanted.hints,
+        fine_power=wanted.fine_power,
     )
 
 

@@ -132,7 +132,9 @@ def distillation_stages() -> tuple[DistilConfig, ...]:
 def full() -> CompactRecipe:
     """About ten minutes on one H100 or H200."""
     return CompactRecipe(
-        network=CompactConfig(gate=True, num_alternatives=NUM_ALTERNATIVES, hints=True),
+        network=CompactConfig(
+            gate=True, num_alternatives=NUM_ALTERNATIVES, hints=True, fine_power=3.0
+        ),
         num_frames=8,
         crop=(160, 256),
         num_plans=1200,
@@ -167,6 +169,7 @@ def debug() -> CompactRecipe:
             gate=True,
             num_alternatives=NUM_ALTERNATIVES,
             hints=True,
+            fine_power=3.0,
         ),
         num_frames=4,
         crop=(48, 80),

@@ -171,14 +171,19 @@ def load_compact(
 
 
 def widen(
-    backbone: CompactBackbone, *, gate: bool, num_alternatives: int, hints: bool = False
+    backbone: CompactBackbone,
+    *,
+    gate: bool,
+    num_alternatives: int,
+    hints: bool = False,
+    fine_power: float | None = None,
 ) -> CompactBackbone:
     """Return the same weights in a network that has or sees more, to be trained.
 
     With a gate, what it answers to pure noise stays: the gate is closed there, and what it sees and
     says starts at zero. At other times the answer changes at once. Alternatives have a small share
     of the copy at first, where they are given; hints change nothing at first. What the network has
-    already it keeps.
+    already it keeps, but for `fine_power`, which counts where it is given.
 
     Raises:
         WeightsError: It has alternatives but no gate, or hints but fewer alternatives; then they
@@ -199,7 +204,13 @@ def widen(
         )
     hints = hints or config.hints
     wider = CompactBackbone(
-        replace(config, gate=gate, num_alternatives=num_alternatives, hints=hints)
+        replace(
+            config,
+            gate=gate,
+            num_alternatives=num_alternatives,
+            hints=hints,
+            fine_power=config.fine_power if fine_power is None else fine_power,
+        )
     )
     wider.to(next(backbone.parameters()))
     state = backbone.state_dict()

@@ -34,6 +34,9 @@ class CompactConfig:
     """Channels that the head unfolds to every pixel for its work at full resolution."""
     finish: int = 32
     """Channels of the head's convolutions at full resolution."""
+    fine_power: float = 1.0
+    """To what power the shares of the renders are raised for detail of a pixel or two, at least 1;
+    1 mixes all scales alike."""
     gate: bool = False
     """Whether the output keeps what the noisy frame shows already, each pixel as far as the network
     knows less (`WienerGate`)."""

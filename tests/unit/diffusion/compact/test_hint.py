@@ -206,8 +206,17 @@ def test_a_student_with_hints_learns_from_a_teacher_without(tmp_path):
     args = {"device": torch.device("cpu"), "seed": 0}
     cast = make_cast(MANY, init=tmp_path / "new", teacher=tmp_path / "old", **args)
     assert (cast.model.config.hints, cast.teacher.config.hints) == (True, False)
-    grown = make_cast(MANY, init=tmp_path / "old", teacher=None, is_grown=True, **args)
-    assert grown.model.config == MANY
+    firm = CompactBackbone(replace(MANY, fine_power=3.0))
+    save_compact(tmp_path / "firm", firm, role="regression", num_steps=1)
+    cast = make_cast(MANY, init=tmp_path / "firm", teacher=tmp_path / "old", **args)
+    assert (cast.model.config.fine_power, cast.teacher.config.fine_power) == (3.0, 1.0)
+    other = CompactBackbone(replace(PLAIN, detail=4))
+    save_compact(tmp_path / "other", other, role="teacher", num_steps=50)
+    with pytest.raises(WeightsError, match="one shape"):
+        make_cast(MANY, init=tmp_path / "firm", teacher=tmp_path / "other", **args)
+    wanted = replace(MANY, fine_power=3.0)
+    grown = make_cast(wanted, init=tmp_path / "old", teacher=None, is_grown=True, **args)
+    assert grown.model.config == wanted
 
 
 def test_a_generator_with_hints_takes_any_size_and_guidance(tmp_path):

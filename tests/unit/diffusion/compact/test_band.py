@@ -1,0 +1,57 @@
+"""Fine detail is taken from fewer renders than coarse colour."""
+
+import json
+from dataclasses import replace
+
+import torch
+from unit.diffusion.compact.miniature import TINY
+from unit.diffusion.compact.test_compact_backbone import make_inputs
+
+from fvgen_recon.diffusion.compact.backbone import CompactBackbone
+from fvgen_recon.diffusion.compact.checkpoint import read_card, save_compact
+from fvgen_recon.diffusion.compact.head import blend_bands
+
+LOW_PASS = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+
+
+def _checkers(size: int) -> torch.Tensor:
+    place = torch.arange(size)
+    return (((place[:, None] + place) % 2) * 2.0 - 1).expand(1, 3, -1, -1)
+
+
+def test_detail_of_the_likelier_image_and_colour_of_both():
+    checkers = _checkers(16)
+    colors = torch.stack([0.2 + 0.1 * checkers, torch.full_like(checkers, 0.8)], dim=1)
+    logits = torch.tensor([0.7, 0.3]).log()[None, :, None, None].expand(1, 2, 16, 16)
+    plain = blend_bands(colors, logits, 1.0, LOW_PASS)
+    torch.testing.assert_close(plain, 0.7 * colors[:, 0] + 0.3 * colors[:, 1])
+    got = blend_bands(colors, logits, 3.0, LOW_PASS)
+    firm = 0.7**3 / (0.7**3 + 0.3**3)
+    # The filter takes away all of the pattern and nothing of its mean.
+    wanted = 0.7 * 0.2 + 0.3 * 0.8 + firm * 0.1 * checkers
+    torch.testing.assert_close(got[..., 2:-2, 2:-2], wanted[..., 2:-2, 2:-2])
+
+
+def test_a_whole_network_keeps_its_coarse_colours():
+    torch.manual_seed(0)
+    plain = CompactBackbone(TINY).eval()
+    firm = CompactBackbone(replace(TINY, fine_power=4.0)).eval()
+    firm.load_state_dict(plain.state_dict())
+    x_t, t, condition = make_inputs(size=(32, 48))
+    with torch.no_grad():
+        change = firm(x_t, t, condition)[0] - plain(x_t, t, condition)[0]
+    assert float(change.abs().mean()) > 1e-3
+    # Of a change in detail alone nothing is left in the mean.
+    assert float(change.mean().abs()) < 0.05 * float(change.abs().mean())
+
+
+def test_folders_name_it_and_older_ones_need_not(tmp_path):
+    torch.manual_seed(0)
+    backbone = CompactBackbone(replace(TINY, fine_power=3.0))
+    save_compact(tmp_path, backbone, role="regression", num_steps=1)
+    assert read_card(tmp_path).config.fine_power == 3
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["config"]["fine_power"]
+    file.write_text(json.dumps(content))
+    assert read_card(tmp_path).config.fine_power == 1

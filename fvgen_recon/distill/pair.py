@@ -14,9 +14,8 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.geometry.rigid import normalise, rotation_angle
 from fvgen_recon.types import Cameras
 
-GAP_BINS_DEG = (15.0, 30.0, 60.0)
-"""Borders between narrow, middle, wide and very wide gaps."""
-_NUM_EXTRAS = 8
+GAP_BINS_DEG = (15.0, 30.0)
+"""Borders between narrow, middle and wide gaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +49,7 @@ class Pair:
     gap_deg: float
     """Angle under which the two photos see their common pivot."""
     extras: tuple[int, ...]
-    """Other photos of the same part, nearest first, usable as further inputs: the nearest eight,
-    where the gap is very wide eight at all distances, as photos of a whole capture lie."""
+    """Other photos of the same part, nearest first, usable as further inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,21 +116,16 @@ def find_pair(
     near = torch.minimum(
         _angle_deg(to_pivot, to_pivot[first]), _angle_deg(to_pivot, to_pivot[last])
     )
-    is_wide = gap > GAP_BINS_DEG[-1]
-    reach = gap if is_wide else 40.0
-    useful = ~between & (near < reach) & (looks < 30) & (near > 1)
+    useful = ~between & (near < 40) & (looks < 30) & (near > 1)
     useful[[first, last]] = False
     extras = [i for i in near.argsort().tolist() if useful[i]]
-    if is_wide and len(extras) > _NUM_EXTRAS:
-        step = (len(extras) - 1) / (_NUM_EXTRAS - 1)
-        extras = [extras[round(i * step)] for i in range(_NUM_EXTRAS)]
     return Pair(
         first=first,
         last=last,
         targets=tuple(targets),
         places=tuple(float(place[i]) for i in targets),
         gap_deg=gap,
-        extras=tuple(extras[:_NUM_EXTRAS]),
+        extras=tuple(extras[:8]),
     )
 
 
@@ -179,7 +172,7 @@ def _likely_pairs(scene: PackedScene, limits: PairLimits) -> list[tuple[int, int
 
 
 def gap_bin(gap_deg: float) -> int:
-    """Return 0 to 3 for narrow, middle, wide and very wide gaps."""
+    """Return 0, 1 or 2 for narrow, middle and wide gaps."""
     return sum(gap_deg > border for border in GAP_BINS_DEG)
 
 
@@ -216,8 +209,8 @@ class PairPool:
 
     scenes: tuple[PackedScene, ...]
     limits: PairLimits
-    bins: tuple[tuple[list[Pair], ...], ...]
-    """The pairs of each scene by their gaps (`gap_bin`)."""
+    bins: tuple[tuple[list[Pair], list[Pair], list[Pair]], ...]
+    """The pairs of each scene with narrow, middle and wide gaps."""
 
     def share(self, index: int, count: int) -> "PairPool":
         """Return every `count`-th scene, those with the most photos dealt out first."""
@@ -287,8 +280,8 @@ def _draw(count: int, rng: torch.Generator) -> int:
     return int(torch.randint(count, (1,), generator=rng))
 
 
-def _by_gap(pairs: list[Pair]) -> tuple[list[Pair], ...]:
-    bins: tuple[list[Pair], ...] = tuple([] for _ in range(len(GAP_BINS_DEG) + 1))
+def _by_gap(pairs: list[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    bins: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
     for pair in pairs:
         bins[gap_bin(pair.gap_deg)].append(pair)
     return bins

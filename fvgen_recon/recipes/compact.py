@@ -143,7 +143,7 @@ def full() -> CompactRecipe:
         clips_per_scene=6,
         num_views=3,
         # Three photos of a whole capture lie farther apart than those that stereo is trained on.
-        limits=PairLimits(max_gap_deg=140.0, max_turn_deg=150.0, max_off_axis=0.6),
+        limits=PairLimits(max_gap_deg=75.0, max_turn_deg=80.0, max_off_axis=0.5),
         shares=SourceShares(real=0.75, procedural=0.25, splat=0.0),
         estimator=CombinedStereo(),
         stages=(

@@ -132,9 +132,7 @@ def distillation_stages() -> tuple[DistilConfig, ...]:
 def full() -> CompactRecipe:
     """About ten minutes on one H100 or H200."""
     return CompactRecipe(
-        network=CompactConfig(
-            gate=True, num_alternatives=NUM_ALTERNATIVES, hints=True, fine_power=3.0
-        ),
+        network=CompactConfig(gate=True, num_alternatives=NUM_ALTERNATIVES, hints=True),
         num_frames=8,
         crop=(160, 256),
         num_plans=1200,
@@ -169,7 +167,6 @@ def debug() -> CompactRecipe:
             gate=True,
             num_alternatives=NUM_ALTERNATIVES,
             hints=True,
-            fine_power=3.0,
         ),
         num_frames=4,
         crop=(48, 80),

@@ -95,7 +95,7 @@ def blend_surface_reference(
     hit = (found.point >= 0) & (found.depth <= depth_limit.movedim(1, -1))
     alpha = torch.where(hit, 1 - found.squared_distance / radius_px**2, 0.0)[..., None]
     opacity = 1 - (1 - alpha).prod(-2)
-    weight = alpha**4 / (alpha**4).sum(-2, keepdim=True).clamp_min(1e-12)
+    weight = alpha / alpha.sum(-2, keepdim=True).clamp_min(1e-12)
     colour = (weight * cloud.rgb[found.point.clamp_min(0)]).sum(-2)
     depth = (weight * found.depth[..., None]).sum(-2)
     confidence = (weight * cloud.confidence[found.point.clamp_min(0), None]).sum(-2)

@@ -14,9 +14,6 @@ from fvgen_recon.render.point import PointRender, projection_matrices
 from fvgen_recon.render.point_torch import chunks, project, rasterise
 from fvgen_recon.types import Cameras, PointCloud
 
-FOCUS = 4
-"""Power of a point's alpha that its colour counts with."""
-
 
 def nearest_depth(
     cloud: PointCloud, cameras: Cameras, *, radius_px: float
@@ -46,10 +43,8 @@ def blend_surface(
 ) -> PointRender:
     """Render the mean of all points up to a depth limit.
 
-    A point has alpha = 1 - d^2 / R^2 in a pixel (see `fvgen_recon.render.point`) and counts with
-    its fourth power: colours, depth and confidence are means with these weights, opacity is
-    1 - prod(1 - alpha). With alpha itself as weight a photo rendered at its own pose keeps half of
-    its gradients' energy; so it keeps what it has, and the places between points are still filled.
+    A point counts in a pixel with its alpha = 1 - d^2 / R^2 (see `fvgen_recon.render.point`);
+    colours, depth and confidence are means with these weights, opacity is 1 - prod(1 - alpha).
 
     Args:
         cloud: The points, on the device of the cameras.
@@ -121,7 +116,7 @@ def blend_frames_torch(
         own = values[disks.point[found.disk[kept]]]
         parts = (own[:, :3], torch.ones_like(depth)[:, None], depth[:, None], own[:, 3:])
         sums = own.new_zeros(planes[part].shape[0] * num_pixels, 6)
-        sums.index_add_(0, pixel, torch.cat(parts, dim=1) * alpha[:, None] ** FOCUS)
+        sums.index_add_(0, pixel, torch.cat(parts, dim=1) * alpha[:, None])
         # Logarithms turn the product of 1 - alpha into a sum; that of zero is minus infinity.
         clear = own.new_zeros(len(sums)).index_add_(0, pixel, torch.log1p(-alpha)).exp()
         opacity, total = 1 - clear, sums[:, 3].clamp_min(1e-12)

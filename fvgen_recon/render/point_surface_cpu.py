@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fvgen_recon.render.point_cpu import disk_span, project_point, run_frames
 
-_FOCUS = 4  # That of `fvgen_recon.render.point_surface`, which a compiled function cannot import.
 _RED, _GREEN, _BLUE, _CONFIDENCE, _TOTAL, _DEPTH, _CLEAR, _NUM_STATES = 0, 1, 2, 3, 4, 5, 6, 8
 
 
@@ -109,11 +108,10 @@ def _add_disk(state, limit, disk, depth, value):
                 continue
             alpha = np.float32(1.0 - squared / (radius * radius))
             pixel = state[y, x]
-            weight = alpha**_FOCUS
-            pixel[_RED] += weight * value[0]
-            pixel[_GREEN] += weight * value[1]
-            pixel[_BLUE] += weight * value[2]
-            pixel[_CONFIDENCE] += weight * value[3]
-            pixel[_TOTAL] += weight
-            pixel[_DEPTH] += weight * depth
+            pixel[_RED] += alpha * value[0]
+            pixel[_GREEN] += alpha * value[1]
+            pixel[_BLUE] += alpha * value[2]
+            pixel[_CONFIDENCE] += alpha * value[3]
+            pixel[_TOTAL] += alpha
+            pixel[_DEPTH] += alpha * depth
             pixel[_CLEAR] *= np.float32(1.0) - alpha

@@ -12,7 +12,12 @@ from typing import Literal
 import tyro
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
+from fvgen_recon.diffusion.compact.checkpoint import (
+    add_change,
+    load_compact,
+    read_card,
+    save_compact,
+)
 from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.errors import FvgenError
 from fvgen_recon.io.weights import Storage
@@ -34,15 +39,25 @@ class Arguments:
     """How it is sampled; as it was kept otherwise."""
     storage: Storage = "int8"
     """How weights are kept; eight bits halve the size."""
+    change: tuple[Path, Path] | None = None
+    """Start and end of another training of a relative, whose change is added to the weights."""
+
+
+def _backbone(path: Path) -> CompactBackbone:
+    backbone = load_compact(path)[0].backbone
+    assert isinstance(backbone, CompactBackbone)
+    return backbone
 
 
 def main(args: Arguments) -> None:
     """Load, check, write."""
-    model, card = load_compact(args.weights)
-    assert isinstance(model.backbone, CompactBackbone)
+    card = read_card(args.weights)
+    backbone = _backbone(args.weights)
+    if args.change is not None:
+        backbone = add_change(backbone, *(_backbone(path) for path in args.change))
     written = save_compact(
         args.out,
-        model.backbone,
+        backbone,
         role=args.role,
         num_steps=args.num_steps or card.num_steps,
         sampler=args.sampler or card.sampler,

@@ -73,7 +73,7 @@ class _Picture(NamedTuple):
     frames: Float[Tensor, "T 3 H W"]
     mask: Bool[Tensor, "T 1 H W"]
     depth: Float[Tensor, "T 1 H W"]
-    confidence: Float[Tensor, "T 1 H W"] | None
+    confidence: Float[Tensor, "T 1 H W"]
 
 
 def render_guidance(
@@ -239,7 +239,8 @@ def _draw(cloud: PointCloud, cameras: Cameras, config: GuidanceConfig) -> _Pictu
     if config.is_raw:
         render = render_points(cloud, cameras, radius_px=config.radius_px)
         mask = render.alpha >= config.min_alpha
-        return _Picture(render.frames.clamp(0, 1), mask, render.depth, None)
+        # Nobody asks how sure bare renders are.
+        return _Picture(render.frames.clamp(0, 1), mask, render.depth, mask.to(render.depth))
     render = render_surface(cloud, cameras, config)
     mask = render.alpha >= config.min_alpha
     assert render.confidence is not None

@@ -221,3 +221,41 @@ def widen(
             # What is new lies behind what there was, along every axis.
             value[tuple(slice(size) for size in state[name].shape)] = state[name]
     return wider
+
+
+def add_change(
+    backbone: CompactBackbone, start: CompactBackbone, end: CompactBackbone
+) -> CompactBackbone:
+    """Return a network's weights plus what another training from a relative of it has changed.
+
+    So a distillation need not be repeated for each further training of what it began from
+    (Ilharco et al., "Editing Models with Task Arithmetic", 2023). Measure what comes out.
+
+    Args:
+        backbone: The network.
+        start: What the other training began from; it may know fewer renders and no hints.
+        end: What it ended at.
+
+    Raises:
+        WeightsError: The networks differ in more than what can be added to them.
+    """
+    config = backbone.config
+    before, after = (
+        widen(
+            network,
+            gate=config.gate,
+            num_alternatives=config.num_alternatives,
+            hints=config.hints,
+            fine_power=config.fine_power,
+        )
+        for network in (start, end)
+    )
+    if not before.config == after.config == config:
+        raise WeightsError(
+            f"Networks of one shape were expected: {config} came with a change from {start.config} "
+            f"to {end.config}."
+        )
+    moved = CompactBackbone(config).to(next(backbone.parameters()))
+    old, new = before.state_dict(), after.state_dict()
+    moved.load_state_dict({k: v + (new[k] - old[k]) for k, v in backbone.state_dict().items()})
+    return moved

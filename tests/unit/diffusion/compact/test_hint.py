@@ -10,7 +10,7 @@ from unit.diffusion.compact.test_alternative import answer, make_guidance, make_
 from unit.distill.compact_bank import make_clips
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import save_compact, widen
+from fvgen_recon.diffusion.compact.checkpoint import add_change, save_compact, widen
 from fvgen_recon.diffusion.compact.codec import CompactCodec, stack_guidance
 from fvgen_recon.diffusion.compact.generator import load_generator
 from fvgen_recon.distill.cast import make_cast
@@ -241,3 +241,25 @@ def test_guidance_takes_its_hints_along():
     assert moved.hints is not None
     assert moved.hints.is_meta
     assert len(make_views(9, 0)) == 9
+
+
+def test_what_another_training_changed_is_added(tmp_path):
+    torch.manual_seed(0)
+    start = CompactBackbone(replace(PLAIN, fine_power=2.0))
+    end = CompactBackbone(start.config)
+    weights = {k: v + 0.1 * torch.randn_like(v) for k, v in start.state_dict().items() if v.numel()}
+    end.load_state_dict(start.state_dict() | weights)
+    network = CompactBackbone(MANY)
+    moved = add_change(network, start, end)
+    assert moved.config == MANY
+    same = widen(end, gate=True, num_alternatives=5, hints=True, fine_power=1.0)
+    again = add_change(
+        widen(start, gate=True, num_alternatives=5, hints=True, fine_power=1.0), start, end
+    )
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, same.state_dict()[name])
+    assert not torch.equal(moved.stem.weight, network.stem.weight)
+    new = slice(PLAIN.latent_channels + PLAIN.condition_channels, None)
+    assert torch.equal(moved.stem.weight[:, new], network.stem.weight[:, new])
+    with pytest.raises(WeightsError, match="one shape"):
+        add_change(network, start, CompactBackbone(replace(PLAIN, detail=4)))

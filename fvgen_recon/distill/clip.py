@@ -81,13 +81,15 @@ def save_clips(path: Path, clips: ClipBatch) -> None:
 
 
 def load_clips(path: Path) -> ClipBatch:
-    """Read the clips of `save_clips`; those made without alternatives or hints have none."""
+    """Read the clips of `save_clips`; those made without alternatives have none, hints are 0."""
     tensors = load_file(path)
     tensors.setdefault("alternatives", tensors["layers"][:, :0])
     tensors.setdefault("alternative_masks", tensors["layer_masks"][:, :0])
     count, _, num_frames, _, height, width = tensors["layers"].shape
-    cells = (height // HINT_CELL_PX, width // HINT_CELL_PX)
-    tensors.setdefault("hints", torch.zeros(count, 0, num_frames, 2, *cells, dtype=torch.float16))
+    # As many as others have: a bank that went on filling holds clips of both kinds.
+    num_renders = 1 + tensors["layers"].shape[1] + tensors["alternatives"].shape[1]
+    shape = (count, num_renders, num_frames, 2, height // HINT_CELL_PX, width // HINT_CELL_PX)
+    tensors.setdefault("hints", torch.zeros(shape, dtype=torch.float16))
     return ClipBatch(**tensors)
 
 

@@ -14,7 +14,7 @@ from fvgen_recon.diffusion.compact.checkpoint import add_change, save_compact, w
 from fvgen_recon.diffusion.compact.codec import CompactCodec, stack_guidance
 from fvgen_recon.diffusion.compact.generator import load_generator
 from fvgen_recon.distill.cast import make_cast
-from fvgen_recon.distill.clip import load_clips, save_clips
+from fvgen_recon.distill.clip import join_clips, load_clips, save_clips
 from fvgen_recon.distill.pretrain import _augment, _reverse_hints, plain_sources, prepare_batch
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.render.guidance import TEACHER_GUIDANCE, render_guidance
@@ -185,7 +185,7 @@ def test_hints_are_flipped_with_the_pixels_and_sometimes_lost():
     assert flipped > 0
 
 
-def test_clips_keep_hints_and_those_from_before_have_none(tmp_path):
+def test_clips_keep_hints_and_those_from_before_stand_beside_them(tmp_path):
     from safetensors.torch import load_file, save_file
 
     clips = make_clips(num_alternatives=5)
@@ -195,7 +195,7 @@ def test_clips_keep_hints_and_those_from_before_have_none(tmp_path):
     del tensors["hints"]
     save_file(tensors, tmp_path / "old.safetensors")
     old = load_clips(tmp_path / "old.safetensors")
-    assert old.hints.shape == (4, 0, 4, 2, 8, 12)
+    assert join_clips([old, clips]).hints.shape == (8, 8, 4, 2, 8, 12)
     condition = CompactCodec(config=MANY).condition_sources(plain_sources(old)[0])
     assert not condition.concat[:, -MANY.hint_channels :].any()
 

@@ -186,8 +186,8 @@ def widen(
     already it keeps, but for `fine_power`, which counts where it is given.
 
     Raises:
-        WeightsError: It has alternatives but no gate, or hints but fewer alternatives; then they
-            cannot be put before what it has.
+        WeightsError: It has alternatives but no gate, or some alternatives or hints but fewer
+            alternatives; then they cannot be put before or between what it has.
     """
     config = backbone.config
     gate = gate or config.gate
@@ -197,10 +197,13 @@ def widen(
             "A network without alternatives was expected, to be given a gate: this one has "
             f"{config.num_alternatives}. Train it from weights without them, or without a gate."
         )
-    if config.hints and num_alternatives > config.num_alternatives:
+    # Channels lie kind by kind: colours of all alternatives, masks of all, offsets of all, hints.
+    has_some = config.num_alternatives > 0 or config.hints
+    if has_some and num_alternatives > config.num_alternatives:
         raise WeightsError(
-            f"A network without hints was expected, to be given {num_alternatives} alternatives: "
-            f"this one has hints and {config.num_alternatives}. Train it from weights without them."
+            f"A network without alternatives and hints was expected, to be given {num_alternatives}"
+            f" alternatives: this one has {config.num_alternatives} and "
+            f"{'' if config.hints else 'no '}hints. Train it from weights without them."
         )
     hints = hints or config.hints
     wider = CompactBackbone(

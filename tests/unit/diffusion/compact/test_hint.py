@@ -133,10 +133,16 @@ def test_hints_change_nothing_at_first_and_are_learned_from():
     assert not torch.equal(answer(wide, sources()), answer(wide, silent))
 
 
-def test_alternatives_cannot_be_put_before_hints():
-    backbone = CompactBackbone(replace(MANY, num_alternatives=1))
-    with pytest.raises(WeightsError, match="hints and 1"):
-        widen(backbone, gate=True, num_alternatives=5)
+@pytest.mark.parametrize(
+    ("num_alternatives", "hints", "sentence"), [(0, True, "0 and hints"), (1, False, "1 and no")]
+)
+def test_alternatives_cannot_be_put_before_hints_or_between_others(
+    num_alternatives, hints, sentence
+):
+    config = replace(MANY, num_alternatives=num_alternatives, hints=hints)
+    with pytest.raises(WeightsError, match=sentence):
+        widen(CompactBackbone(config), gate=True, num_alternatives=5)
+    assert widen(CompactBackbone(config), gate=True, num_alternatives=0).config == config
 
 
 def test_networks_without_hints_read_what_they_know():

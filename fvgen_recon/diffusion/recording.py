@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -108,8 +109,8 @@ class StepRecorder:
     """Replays the evaluations of a sampler, from the second clip of a shape on.
 
     The first clip makes the kernels ready, and a single one would not get back what a recording
-    costs. On a CPU, and with gradients, everything runs as it is. For one thread at a time; the
-    memory goes with the recorder.
+    costs. On a CPU, and with gradients, everything runs as it is. Threads of one stream take turns:
+    a viewer asks for frames while an evaluation runs. The memory goes with the recorder.
     """
 
     def __init__(self, network: nn.Module, evaluate: Callable[..., Tensor]) -> None:
@@ -130,6 +131,7 @@ class StepRecorder:
         self._place: list[int] = []
         self._room: _Room | None = None
         self._is_told = False
+        self._turn = Lock()
 
     def for_clip(self, *shared: Tensor) -> Step:
         """Return the evaluation of a clip.
@@ -137,15 +139,18 @@ class StepRecorder:
         Args:
             shared: What all evaluations of the clip share.
         """
-        self._forget_moved()
+        with self._turn:
+            self._forget_moved()
         clip = object()
 
         def step(x_t: Tensor, t: Tensor) -> Tensor:
             inputs = (x_t, t, *shared)
-            recording = self._find(inputs, clip) if _is_recordable(inputs) else None
-            if recording is None:
-                return self._evaluate(*inputs)
-            return _replay(recording, inputs)
+            if _is_recordable(inputs):
+                with self._turn:
+                    recording = self._find(inputs, clip)
+                    if recording is not None:
+                        return _replay(recording, inputs)
+            return self._evaluate(*inputs)
 
         return step
 

@@ -1,7 +1,10 @@
 """When evaluations are recorded, and what happens where that fails; the GPU is played by a CPU."""
 
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,3 +166,24 @@ def test_a_cpu_computes_as_it_is():
     for _ in range(3):
         assert make_clip(recorder, 0.5) == expected(0.5)
     assert network.num_plain == 6
+
+
+def test_threads_take_turns(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
+    network = Network()
+    recorder = StepRecorder(network, network.evaluate)
+    for _ in range(2):
+        make_clip(recorder, 0.0)
+    replay = recording._replay
+
+    def slow(kept: recording._Recording, inputs: tuple[Tensor, ...]) -> Tensor:
+        def wait() -> None:
+            time.sleep(0.05)  # Others could overwrite the inputs here.
+            kept.replay()
+
+        return replay(replace(kept, replay=wait), inputs)
+
+    monkeypatch.setattr(recording, "_replay", slow)
+    values = (0.25, 0.5, 0.75)
+    with ThreadPoolExecutor(len(values)) as pool:
+        clips = list(pool.map(lambda value: make_clip(recorder, value), values))
+    assert clips == [expected(value) for value in values]

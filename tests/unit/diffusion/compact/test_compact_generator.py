@@ -8,6 +8,7 @@ from factories import make_guidance
 from safetensors.torch import load_file, save
 from unit.diffusion.compact.miniature import TINY, make_backbone
 
+from fvgen_recon.diffusion.compact import generator as module
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import load_compact, save_compact
 from fvgen_recon.diffusion.compact.codec import stack_guidance
@@ -105,6 +106,20 @@ def test_a_recorder_only_where_asked_for(folder):
     generator = load_generator(folder)
     assert generator.recorder is not None
     assert replace(generator, num_steps=1).recorder is generator.recorder
+
+
+def test_large_clips_are_not_recorded(folder, monkeypatch):
+    generator = load_generator(folder, fast=False)
+    assert generator.recorder is not None
+    asked = []
+    for_clip = generator.recorder.for_clip
+    monkeypatch.setattr(
+        generator.recorder, "for_clip", lambda *shared: asked.append(1) or for_clip(*shared)
+    )
+    monkeypatch.setattr(module, "_RECORDED_PX", 4 * 32 * 48)
+    for height, width in ((32, 48), (25, 40), (48, 48)):
+        generator.generate(make_guidance(4, height, width), seed=0)
+    assert len(asked) == 2
 
 
 def test_bfloat16_is_close(folder):

@@ -312,7 +312,7 @@ def fit_steps(
 def blend_splat(guidance: Guidance, splat: SplatRender, min_alpha: float) -> Guidance:
     """Let renders of the Gaussians stand in for the points where they are opaque.
 
-    Anchor frames keep their photos.
+    Anchor frames keep their photos. Hints stay those of the points: 0 where only Gaussians are.
     """
     is_anchor = guidance.is_anchor[:, None, None, None]
     opaque = (splat.alpha >= min_alpha) & ~is_anchor

@@ -21,9 +21,9 @@ from fvgen_recon.errors import InputError
 from fvgen_recon.types import HINT_CELL_PX, Guidance
 
 _RECORDED_PX = 1_500_000
-"""Pixels of a clip up to which its evaluations are recorded. Larger ones keep a GPU busy for longer
-than the host needs to launch kernels (on one H200 four steps of 0.66 million pixels are 78 ms of
-the GPU's time and 177 ms of the host's), and a recording would keep their activations."""
+"""Pixels of a clip up to which its evaluations are recorded. Larger ones should keep a GPU busy for
+longer than the host needs to launch kernels (extrapolated: on one H200 four steps of 0.66 million
+pixels take 78 ms replayed and 177 ms otherwise), and a recording would keep their activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -170,25 +170,32 @@ def test_time_turned_round_changes_the_places_of_hints():
 
 def test_hints_are_flipped_with_the_pixels_and_sometimes_lost():
     clips = make_clips(24, num_alternatives=5)
-    lost = flipped = 0
-    for seed in range(4):
+    lost, seen = 0, set()
+    for seed in range(12):
         made, _ = _augment(clips, torch.Generator().manual_seed(seed))
         kept = made.hints.flatten(1).any(dim=1)
         lost += int((~kept).sum())
-        clip = int(kept.nonzero()[0])
-        plain = clips.hints[clip].float()
-        both = (plain, _reverse_hints(plain[None])[0])
-        matches = [
-            axes
+        # Masks of layers are only ever flipped and turned round, so they tell what happened.
+        ways = [
+            (axes, turned)
             for axes in ((), (-1,), (-2,), (-1, -2))
-            for candidate in both
-            if torch.equal(made.hints[clip], torch.flip(candidate, axes))
+            for turned in (False, True)
+            if torch.equal(made.layer_masks, _moved(clips.layer_masks, axes, turned))
         ]
-        assert len(matches) == 1
-        # Pixels: a layer has the brightness order of its flipped self.
-        flipped += bool(matches[0])
-    assert 0 < lost < 40
-    assert flipped > 0
+        assert len(ways) == 1
+        axes, turned = ways[0]
+        plain = clips.hints.float()
+        expected = torch.flip(_reverse_hints(plain) if turned else plain, axes)
+        assert torch.equal(made.hints[kept], expected[kept])
+        seen.add(ways[0])
+    assert 0 < lost < 24 * 12 // 4
+    assert {turned for _, turned in seen} == {True, False}
+    assert len({axes for axes, _ in seen}) > 2
+
+
+def _moved(layers: torch.Tensor, axes: tuple[int, ...], turned: bool) -> torch.Tensor:
+    """Layers `B 2 T 1 H W`, flipped, and turned round in time with their ends."""
+    return torch.flip(layers.flip(1, 2) if turned else layers, axes)
 
 
 def test_clips_keep_hints_and_those_from_before_stand_beside_them(tmp_path):

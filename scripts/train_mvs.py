@@ -40,7 +40,7 @@ from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
 from fvgen_recon.pointcloud.depth_map import DepthMaps
-from fvgen_recon.pointcloud.mvs.checkpoint import load_mvs, save_mvs
+from fvgen_recon.pointcloud.mvs.checkpoint import grow_mvs, load_mvs, save_mvs
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
@@ -61,7 +61,7 @@ class Arguments:
     cache: Path | None = None
     """Folder for the depth to train on; inside `out` by default."""
     init: Path | None = None
-    """Folder of weights to start from."""
+    """Folder of weights to start from; a completion (`network.num_completion`) may be added."""
     settings: StereoSettings = field(default_factory=StereoSettings)
     network: MvsConfig = field(default_factory=MvsConfig)
     truth: TruthSettings = field(default_factory=TruthSettings)
@@ -160,7 +160,10 @@ def make_trainer(args: Arguments, bank: StereoBank, device: torch.device) -> Ste
     torch.manual_seed(args.seed)
     network = MvsNetwork(args.network)
     if args.init is not None:
-        network = load_mvs(args.init).train().requires_grad_(True)
+        started = load_mvs(args.init)
+        if started.config != args.network:
+            started = grow_mvs(started, args.network)
+        network = started.train().requires_grad_(True)
     average = MvsNetwork(network.config)
     average.load_state_dict(network.state_dict())
     trainer = StereoTrainer(

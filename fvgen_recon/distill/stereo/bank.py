@@ -20,8 +20,10 @@ from fvgen_recon.render.collage import (
 )
 from fvgen_recon.types import Cameras
 
-_GAP_BINS = ((3.0, 15.0), (15.0, 30.0), (30.0, 48.0))
-_MIN_OVERLAP = 0.3
+_GAP_BINS = ((3.0, 15.0), (15.0, 30.0), (30.0, 48.0), (48.0, 80.0), (80.0, 140.0))
+_MIN_OVERLAP = 0.15
+_WIDE_SHARE = 0.35  # of the arcs around collages
+_WIDE_GAP_DEG = 110.0
 _TEXTURES = 400
 
 
@@ -157,14 +159,17 @@ class StereoBank:
         if count == 0:
             return []
         collages = [random_collage(self.rng, self.atlas.count) for _ in range(count)]
-        cameras = [
-            random_arc(self.rng, num_views, height=size[0], width=size[1]) for _ in range(count)
-        ]
+        cameras = [self._arc(num_views, size) for _ in range(count)]
         renders = render_collages(collages, self.atlas, cameras)
         return [
             ViewGroup(images=r.images, cameras=c, truth=1 / r.depth)
             for r, c in zip(renders, cameras, strict=True)
         ]
+
+    def _arc(self, num_views: int, size: tuple[int, int]) -> Cameras:
+        is_wide = float(torch.rand((), generator=self.rng)) < _WIDE_SHARE
+        gap = _WIDE_GAP_DEG if is_wide else 45.0
+        return random_arc(self.rng, num_views, height=size[0], width=size[1], max_gap_deg=gap)
 
     @torch.no_grad()
     def draw(

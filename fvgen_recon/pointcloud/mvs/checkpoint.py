@@ -1,9 +1,11 @@
 """The stereo network on disk: a folder of bfloat16 safetensors, a JSON config and a checksum."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from fvgen_recon.errors import WeightsError
 from fvgen_recon.io.card import WeightsCard, WeightsKind
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
@@ -43,6 +45,25 @@ def load_mvs(folder: Path) -> MvsNetwork:
     network = MvsNetwork(card.config)
     _KIND.fill(folder, card.sha256, network)
     return network.eval().requires_grad_(False)
+
+
+def grow_mvs(network: MvsNetwork, config: MvsConfig) -> MvsNetwork:
+    """Return a network of a config that only adds a completion; it computes nearly the same.
+
+    Raises:
+        WeightsError: The config differs in more.
+    """
+    before, after = (
+        replace(c, num_completion=0, completion_width=0) for c in (network.config, config)
+    )
+    if network.completion is not None or before != after:
+        raise WeightsError(
+            "Weights to start from must be of the same sizes, but for the completion: name those "
+            "of their config.json."
+        )
+    grown = MvsNetwork(config)
+    grown.load_state_dict(network.state_dict(), strict=False)
+    return grown
 
 
 def keep_mvs(folder: Path, device: str) -> MvsNetwork:

@@ -19,6 +19,10 @@ class MvsConfig:
     """Blocks of attention within and between views at 1/8; 0 for none."""
     head_dim: int = 32
     """Channels of a head of attention."""
+    num_completion: int = 0
+    """Blocks of attention that complete what the planes' matching left open; 0 leaves that out."""
+    completion_width: int = 192
+    """Channels of these."""
     num_planes: int = 64
     """Hypotheses of the first stage, evenly spaced in inverse depth."""
     num_offsets: int = 16

@@ -149,10 +149,11 @@ class Encoder(nn.Module):
             for block in self.attention:
                 tokens = block(tokens, place, sources)
             eighth = tokens.mT.unflatten(2, size)
-        quarter = self.merge_quarter(quarter + _double(self.raise_to_quarter(eighth)))
-        half = self.merge_half(half + _double(self.raise_to_half(quarter)))
+        quarter = self.merge_quarter(quarter + double_size(self.raise_to_quarter(eighth)))
+        half = self.merge_half(half + double_size(self.raise_to_half(quarter)))
         return half, self.match_half(half), quarter, self.match_quarter(quarter)
 
 
-def _double(x: Tensor) -> Tensor:
+def double_size(x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H2 W2"]:
+    """Bring maps to twice the size, bilinearly."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -6,7 +6,7 @@ sources, and regularised in 3-D. Without training the patches alone decide, so t
 is right from the first step.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fvgen_recon.pointcloud.depth_range import plane_depths
+from fvgen_recon.pointcloud.mvs.completion import Completion, project_sources
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.evidence import ConfidenceHead, cross_view_signs, stage_signs
 from fvgen_recon.pointcloud.mvs.feature import Encoder, patches
@@ -47,7 +48,7 @@ class StageResult:
     spacing: Float[Tensor, "R"]
     """Distance between two hypotheses."""
     score: Float[Tensor, "R H W"]
-    """Correlation of the patches at the chosen depth: mean plus best."""
+    """Correlation of the patches at the depth that matching chose: mean plus best."""
     weight: Float[Tensor, "R H W"]
     """Mean weight of the sources."""
 
@@ -81,6 +82,13 @@ def _join_stages(parts: list[StageResult]) -> StageResult:
     return StageResult(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
 
+def _choose(found: StageResult) -> StageResult:
+    """Choose the depth by the logits."""
+    index = peak_index(found.logits, 3)
+    depth = found.first + index * found.spacing[:, None, None]
+    return replace(found, index=index, inverse_depth=depth)
+
+
 def peak_index(logits: Float[Tensor, "R D H W"], reach: int) -> Float[Tensor, "R H W"]:
     """Mean place of the hypotheses within `reach` of the most probable one (soft-argmax)."""
     labels = torch.arange(logits.shape[1], device=logits.device, dtype=logits.dtype)
@@ -107,6 +115,7 @@ class MvsNetwork(nn.Module):
         self.raise_coarse = GuidedUpsampling(quarter)
         self.raise_fine = GuidedUpsampling(half)
         self.confidence = ConfidenceHead(half)
+        self.completion = Completion(config) if config.num_completion else None
 
     def compile_volumes(self) -> None:
         """Compile the networks of the volumes, which take most of the time, for any size."""
@@ -136,18 +145,22 @@ class MvsNetwork(nn.Module):
         half_cameras = cameras.resize(height // 2, width // 2)
         quarter_pairs = relate_views(cameras.resize(height // 4, width // 4), sources)
         half_pairs = relate_views(half_cameras, sources)
-        coarse, fine, starts = [], [], []
-        for refs in torch.arange(len(images), device=images.device).split(chunk):
-            first = self._match_planes(pyramid, refs, _rows(quarter_pairs, refs), span[refs])
+        parts = torch.arange(len(images), device=images.device).split(chunk)
+        coarse = _join_stages(
+            [self._match_planes(pyramid, p, _rows(quarter_pairs, p), span[p]) for p in parts]
+        )
+        if self.completion is not None:
+            quarter_cameras = cameras.resize(height // 4, width // 4)
+            coarse = self._complete(self.completion, coarse, pyramid, quarter_cameras, sources)
+        fine, starts = [], []
+        for refs in parts:
             with self._mixed(images):
-                start = self.raise_coarse(first.inverse_depth, pyramid.quarter[refs])
-            second = self._match_near(
-                pyramid, refs, _rows(half_pairs, refs), start, first.spacing, span[refs]
-            )
-            coarse.append(first)
-            fine.append(second)
+                start = self.raise_coarse(coarse.inverse_depth[refs], pyramid.quarter[refs])
+            spacing = coarse.spacing[refs]
+            pairs = _rows(half_pairs, refs)
+            fine.append(self._match_near(pyramid, refs, pairs, start, spacing, span[refs]))
             starts.append(start)
-        result = _join_stages(coarse), _join_stages(fine)
+        result = coarse, _join_stages(fine)
         with self._mixed(images):
             inverse_depth = self.raise_fine(result[1].inverse_depth, pyramid.half)
         logit = self._judge(*result, pyramid, half_cameras, sources)
@@ -185,6 +198,20 @@ class MvsNetwork(nn.Module):
         planes = plane_depths(span, self.config.num_planes)
         spacing = (span[:, 1] - span[:, 0]) / (self.config.num_planes - 1)
         return self._match(1, pyramid, refs, pairs, (planes, spacing))
+
+    def _complete(
+        self,
+        completion: Completion,
+        found: StageResult,
+        pyramid: _Pyramid,
+        cameras: Cameras,
+        sources: Tensor,
+    ) -> StageResult:
+        """Add what the whole views make likely to what matching found."""
+        clues = _gather_clues(found, cameras, sources)
+        with self._mixed(clues):
+            added, kept = completion(pyramid.quarter, clues, sources)
+        return _choose(replace(found, logits=kept * found.logits + added))
 
     def _match_near(
         self,
@@ -260,6 +287,31 @@ class MvsNetwork(nn.Module):
             ]
         with self._mixed(pyramid.half):
             return self.confidence(torch.cat(signs, dim=1), pyramid.half.detach())
+
+
+@torch.no_grad()
+def _gather_clues(
+    found: StageResult, cameras: Cameras, sources: Tensor
+) -> Float[Tensor, "V F H W"]:
+    """What matching found in each view, and what its source views' points say there."""
+    last = found.logits.shape[1] - 1
+    inverse_depth = torch.maximum(found.inverse_depth, 0.25 * found.first.clamp_min(1e-9))
+    signs = stage_signs(found.logits, found.index)
+    others = cross_view_signs(inverse_depth, cameras, sources)
+    projected = project_sources(inverse_depth, signs[:, 0], cameras, sources)
+    step = found.spacing[:, None, None]
+    place = (projected.inverse_depth - found.first) / step / last
+    depth_ratio = torch.log(1 + last * step / found.first.clamp_min(1e-9)) / 4
+    maps = [
+        2 * found.index / last - 1,
+        found.score,
+        found.weight,
+        depth_ratio.expand_as(found.index),
+        (2 * place - 1).clamp(-2, 2) * (projected.trust > 0),
+        projected.trust,
+        (projected.trust > 0).float(),
+    ]
+    return torch.cat([torch.stack(maps, dim=1), signs, others], dim=1)
 
 
 def _rows(pairs: ViewPairs, refs: Tensor) -> ViewPairs:

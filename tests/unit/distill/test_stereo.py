@@ -152,7 +152,7 @@ def test_learns_a_scene(real):
     torch.manual_seed(0)
     bank = StereoBank([real], torch.device("cpu"), 1)
     average = MvsNetwork(SMALL)
-    settings = replace(SETTINGS, max_steps=40, log_every=10, real_share=1.0, learning_rate=3e-3)
+    settings = replace(SETTINGS, max_steps=60, log_every=10, real_share=1.0, learning_rate=3e-3)
     lines = list(StereoTrainer(MvsNetwork(SMALL), average, bank, settings).run())
     assert lines[-1].figures["total"] < 0.8 * lines[0].figures["total"]
 

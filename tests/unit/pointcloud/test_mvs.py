@@ -9,7 +9,14 @@ from unit.pointcloud.stage import make_stage
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.geometry.rigid import look_at
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
-from fvgen_recon.pointcloud.mvs.checkpoint import SHIPPED, load_mvs, read_mvs_card, save_mvs
+from fvgen_recon.pointcloud.mvs.checkpoint import (
+    SHIPPED,
+    grow_mvs,
+    load_mvs,
+    read_mvs_card,
+    save_mvs,
+)
+from fvgen_recon.pointcloud.mvs.completion import NUM_CLUES, Completion, project_sources
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.feature import patches
@@ -23,6 +30,7 @@ from fvgen_recon.pointcloud.mvs.volume import (
 )
 from fvgen_recon.pointcloud.neighbour import other_views
 from fvgen_recon.pointcloud.sweep import relate_views
+from fvgen_recon.types import Cameras
 
 SMALL = MvsConfig(
     widths=(8, 16, 32), matched=(8, 8), groups=(2, 2), volume=(4, 4), num_attention=1, head_dim=16
@@ -232,3 +240,68 @@ def test_gradients_reach_every_weight():
     loss.backward()
     still = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
+
+
+def test_a_completion_is_added_without_changing_what_is_found(weights, staged, tmp_path):
+    scene, _, maps = staged
+    grown = grow_mvs(load_mvs(weights), replace(SMALL, num_completion=2, completion_width=32))
+    save_mvs(tmp_path, grown, {"steps": 0})
+    found = LearnedStereo(weights=tmp_path, fill=False).estimate_depth(scene)
+    ratio = found.depth / maps.depth
+    assert ((ratio - 1).abs() < 1e-3).float().mean() > 0.97
+    with pytest.raises(WeightsError, match="same sizes"):
+        grow_mvs(load_mvs(weights), replace(SMALL, num_planes=32, num_completion=2))
+    with pytest.raises(WeightsError, match="same sizes"):
+        grow_mvs(grown, replace(grown.config, num_completion=4))
+
+
+def test_points_of_the_sources_arrive_where_they_are_seen():
+    scene, depth = make_stage((-8, 8))
+    cameras = scene.cameras
+    trust = torch.ones_like(depth)
+    sources = other_views(2, depth)
+    found = project_sources(1 / depth, trust, cameras, sources)
+    hit = found.trust > 0
+    assert 0.5 < hit.float().mean() < 0.99
+    error = found.inverse_depth[hit] * depth[hit] - 1
+    assert (error.abs() < 0.03).float().mean() > 0.85
+    assert (found.inverse_depth[~hit] == 0).all()
+    # Of two points in one pixel the surer counts: a wrong one that is doubted changes nothing.
+    doubled = torch.cat([sources, torch.full_like(sources, 2)], dim=1)
+    three = torch.cat([1 / depth, 3 / depth[1:]])
+    both = Cameras(
+        c2w=cameras.c2w[[0, 1, 1]],
+        K=cameras.K[[0, 1, 1]],
+        height=cameras.height,
+        width=cameras.width,
+    )
+    rows = torch.cat([doubled, doubled[:1]])
+    doubtful = project_sources(three, torch.cat([trust, 0.3 * trust[1:]]), both, rows)
+    assert torch.equal(doubtful.inverse_depth[0][hit[0]], found.inverse_depth[0][hit[0]])
+
+
+def test_what_matching_left_open_is_learned_from_the_rest_of_the_view():
+    # A plain wall: matching knows its left half, the completion learns that the right continues it.
+    torch.manual_seed(0)
+    config = replace(SMALL, num_completion=1, completion_width=32, num_planes=16)
+    completion = Completion(config)
+    optimizer = torch.optim.Adam(completion.parameters(), lr=3e-3)
+    sources = torch.arange(16).flip(0)[:, None]
+
+    def draw():
+        plane = torch.randint(2, 14, (16, 1, 1))
+        clues = torch.zeros(16, NUM_CLUES, 8, 8)
+        clues[:, 0, :, :4] = 2 * plane / 15 - 1
+        clues[:, 7, :, :4] = 1
+        return clues, plane.expand(16, 8, 8)
+
+    for _ in range(200):
+        clues, plane = draw()
+        logits, _ = completion(torch.zeros(16, 16, 8, 8), clues, sources)
+        loss = torch.nn.functional.cross_entropy(logits, plane)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clues, plane = draw()
+    logits, _ = completion(torch.zeros(16, 16, 8, 8), clues, sources)
+    assert ((logits.argmax(dim=1) - plane).abs() <= 1)[..., 4:].float().mean() > 0.9

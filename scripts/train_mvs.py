@@ -268,7 +268,7 @@ def evaluate(args: Arguments, device: torch.device) -> None:
     learned = LearnedStereo(weights=args.out / "weights")
     estimators = {"plane-sweep": PlaneSweep()} if args.baseline else {}
     estimators |= {"mvs, shipped": LearnedStereo()} if args.shipped else {}
-    estimators |= {"mvs": learned, "mvs, not filled": replace(learned, fill=False)}
+    estimators |= {"mvs": learned, "mvs, filled": replace(learned, fill=True)}
     figures: list[tuple[str, DepthFigures]] = []
     rows = []
     for packed in read_scenes(args.val, args):

@@ -1,4 +1,4 @@
-"""Two depths of every pixel, by plane sweep and by the stereo network, and of both the surer."""
+"""Two depths of every pixel, by the stereo network and by plane sweep, and which of them counts."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -12,6 +12,7 @@ from fvgen_recon.types import PointCloud, Scene
 
 SOURCES = ("mvs", "plane-sweep")
 """Names of the estimators whose points are the alternatives of `stereo`, in their order."""
+_TRUSTED = 0.5
 
 
 @runtime_checkable
@@ -25,9 +26,11 @@ class DepthSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CombinedStereo:
-    """At each pixel the depth that is claimed with more confidence; both claims are calibrated.
+    """The network's depth, and the sweep's where that is trusted and surer.
 
     The two fail at different places: the sweep needs texture, the network what it was trained on.
+    Where neither is trusted the network goes on from what was matched elsewhere, and the sweep
+    would only repeat its nearest trusted depth.
     """
 
     sweep: DepthSource = field(default_factory=PlaneSweep)
@@ -44,19 +47,19 @@ class CombinedStereo:
         """
         first, second = self._both(scene)
         guesses = tuple(lift_depth(scene, maps) for maps in (first, second))
-        return replace(lift_depth(scene, _surer(first, second)), alternatives=guesses)
+        return replace(lift_depth(scene, _choose(first, second)), alternatives=guesses)
 
     def estimate_depth(self, scene: Scene) -> DepthMaps:
         """Return depth and confidence of every pixel of every view, at image resolution."""
-        return _surer(*self._both(scene))
+        return _choose(*self._both(scene))
 
     def _both(self, scene: Scene) -> tuple[DepthMaps, DepthMaps]:
         return self.network.estimate_depth(scene), self.sweep.estimate_depth(scene)
 
 
-def _surer(first: DepthMaps, second: DepthMaps) -> DepthMaps:
-    is_first = first.confidence >= second.confidence
+def _choose(network: DepthMaps, sweep: DepthMaps) -> DepthMaps:
+    is_swept = (sweep.confidence >= _TRUSTED) & (sweep.confidence > network.confidence)
     return DepthMaps(
-        depth=torch.where(is_first, first.depth, second.depth),
-        confidence=torch.maximum(first.confidence, second.confidence),
+        depth=torch.where(is_swept, sweep.depth, network.depth),
+        confidence=torch.where(is_swept, sweep.confidence, network.confidence),
     )

@@ -31,8 +31,9 @@ class LearnedStereo:
     """Longer side of the images in which the depth range is sought."""
     chunk: int = 4
     """Views matched at a time, which bounds the memory."""
-    fill: bool = True
-    """Replace depths below 0.5 by trusted neighbours, as the plane sweep does."""
+    fill: bool = False
+    """Replace depths below 0.5 by trusted neighbours, as the plane sweep does, instead of keeping
+    what the network made of the rest of the view."""
 
     def estimate(self, scene: Scene) -> PointCloud:
         """Return one point for every pixel of every view.

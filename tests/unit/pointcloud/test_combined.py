@@ -1,4 +1,4 @@
-"""Of two depths the surer is taken, pixel by pixel."""
+"""The network's depth counts, and the sweep's where that is trusted and surer."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class _Known:
         return self.maps
 
 
-def test_the_surer_depth_is_taken(rng):
+def test_the_sweep_counts_where_it_is_trusted_and_surer(rng):
     scene = make_scene(2, 6, 8)
     answers = [
         DepthMaps(
@@ -34,11 +34,15 @@ def test_the_surer_depth_is_taken(rng):
     first, second = (_Known(maps) for maps in answers)
     stereo = CombinedStereo(sweep=first, network=second)
     found, cloud = stereo.estimate_depth(scene), stereo.estimate(scene)
-    is_first = answers[0].confidence > answers[1].confidence
+    swept = answers[0].confidence
+    is_first = (swept > answers[1].confidence) & (swept >= 0.5)
     assert is_first.any()
     assert not is_first.all()
     assert torch.equal(found.depth < 2, is_first)
-    assert (found.confidence >= answers[0].confidence).all()
+    doubted = (swept < 0.5) & (answers[1].confidence < 0.5)
+    assert doubted.any()
+    assert torch.equal(found.depth[doubted], answers[1].depth[doubted])
+    assert torch.equal(found.confidence[doubted], answers[1].confidence[doubted])
     assert torch.equal(cloud.confidence, found.confidence.flatten())
     assert len(cloud) == 2 * 6 * 8
     network, sweep = cloud.alternatives

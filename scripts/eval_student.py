@@ -31,7 +31,7 @@ from fvgen_recon.evaluation.comparison import (
     mean_score,
     write_comparison,
 )
-from fvgen_recon.evaluation.efficientnet import EfficientNetLite0, load_efficientnet
+from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.feature import ShiftTolerantLpips, load_stlpips
 from fvgen_recon.evaluation.held_out import (
     TRUTH,
@@ -48,6 +48,7 @@ from fvgen_recon.evaluation.result import without_nan
 from fvgen_recon.io.file import write_json
 from fvgen_recon.io.scenes import Capture, load_capture, photo_size, posed_scenes
 from fvgen_recon.pointcloud import make_estimator
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 
 _KINDS = ("student", "teacher", "regression")
 

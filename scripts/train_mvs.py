@@ -36,6 +36,7 @@ from fvgen_recon.evaluation.depth import (
     measure_depth,
     pair_angles,
 )
+from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
@@ -61,7 +62,10 @@ class Arguments:
     cache: Path | None = None
     """Folder for the depth to train on; inside `out` by default."""
     init: Path | None = None
-    """Folder of weights to start from; a completion (`network.num_completion`) may be added."""
+    """Folder of weights to start from; a completion (`network.num_completion`) may be added, and
+    what it sees of ImageNet (`network.is_semantic`)."""
+    features: Path | None = None
+    """File of packed feature networks, for machines without the package of ImageNet's."""
     settings: StereoSettings = field(default_factory=StereoSettings)
     network: MvsConfig = field(default_factory=MvsConfig)
     truth: TruthSettings = field(default_factory=TruthSettings)
@@ -105,7 +109,9 @@ def read_scenes(path: Path, args: Arguments) -> tuple[PackedScene, ...]:
 
 def measure_truth(worker: int, num_workers: int, args: Arguments, cache: Path) -> None:
     """Measure the depth of a worker's share of the scenes, the largest first."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", worker % torch.cuda.device_count())
     if num_workers > 1:
         torch.set_num_threads(1)
     scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
@@ -155,19 +161,29 @@ def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[R
     return ready
 
 
+def first_network(args: Arguments) -> MvsNetwork:
+    """Make the network that training starts from."""
+    torch.manual_seed(args.seed)
+    started = None if args.init is None else load_mvs(args.init)
+    if started is not None and started.config == args.network:
+        return started
+    network = MvsNetwork(args.network) if started is None else grow_mvs(started, args.network)
+    semantic = network.completion.semantic if network.completion is not None else None
+    had_semantic = started is not None and started.config.is_semantic
+    if semantic is not None and not had_semantic:
+        semantic.load_state_dict(load_efficientnet(features=args.features).state_dict())
+    return network
+
+
 def make_trainer(args: Arguments, bank: StereoBank, device: torch.device) -> StereoTrainer:
     """Build the networks; start from weights or an earlier state where there are any."""
-    torch.manual_seed(args.seed)
-    network = MvsNetwork(args.network)
-    if args.init is not None:
-        started = load_mvs(args.init)
-        if started.config != args.network:
-            started = grow_mvs(started, args.network)
-        network = started.train().requires_grad_(True)
+    network = first_network(args)
+    for weight in network.trained_weights().values():
+        weight.requires_grad_(True)
     average = MvsNetwork(network.config)
     average.load_state_dict(network.state_dict())
     trainer = StereoTrainer(
-        network.to(device), average.to(device).requires_grad_(False), bank, args.settings
+        network.train().to(device), average.to(device).requires_grad_(False), bank, args.settings
     )
     state = args.out / "state.safetensors"
     if state.exists():

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fvgen_recon.diffusion.generator import VideoGenerator
 from fvgen_recon.evaluation.comparison import Judge, Row, Truth, run_method
-from fvgen_recon.evaluation.efficientnet import EfficientNetLite0
 from fvgen_recon.evaluation.moment import Moments, add_moments, measure_moments
 from fvgen_recon.evaluation.path import gap_angle, plan_held_out
 from fvgen_recon.io.scenes import Capture, load_scene
 from fvgen_recon.pointcloud.base import PointCloudEstimator
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 from fvgen_recon.render.guidance import guidance_config, render_guidance
 from fvgen_recon.types import Cameras, PointCloud, Scene
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fvgen_recon.errors import MissingDependencyError
 from fvgen_recon.evaluation.comparison import Judge
-from fvgen_recon.evaluation.efficientnet import NAME, EfficientNetLite0, load_efficientnet
+from fvgen_recon.evaluation.efficientnet import NAME, load_efficientnet
 from fvgen_recon.evaluation.feature import (
     NUM_SLICES,
     load_stlpips,
@@ -21,6 +21,7 @@ from fvgen_recon.evaluation.feature import (
     packed_slices,
 )
 from fvgen_recon.io.file import atomic_path
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 
 MIN_SIDE = 64
 """Shorter image side in pixels below which the networks have no features left."""

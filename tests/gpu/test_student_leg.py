@@ -12,9 +12,10 @@ from unit.distill.compact_bank import CONFIG, CPU, make_clips
 
 from fvgen_recon.distill.cast import make_cast
 from fvgen_recon.distill.clip import save_clips
-from fvgen_recon.evaluation.efficientnet import NAME, EfficientNetLite0
+from fvgen_recon.evaluation.efficientnet import NAME
 from fvgen_recon.evaluation.feature import ShiftTolerantLpips, pack_network
 from fvgen_recon.io.file import read_json
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 
 LEG = Path(__file__).resolve().parents[2] / "benchmarks" / "student_leg.py"
 pytestmark = pytest.mark.gpu

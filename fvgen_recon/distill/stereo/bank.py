@@ -117,6 +117,21 @@ def cut_group(
     )
 
 
+def mirror_group(group: ViewGroup) -> ViewGroup:
+    """Return the scene as a mirror shows it: as true, and never seen."""
+    cameras = group.cameras
+    side = torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    K = cameras.K.clone()
+    K[:, 0, 2] = cameras.width - K[:, 0, 2]
+    K[:, 0, 1] = -K[:, 0, 1]
+    c2w = side[:, None] * cameras.c2w * side
+    return ViewGroup(
+        images=group.images.flip(-1),
+        cameras=Cameras(c2w=c2w, K=K, height=cameras.height, width=cameras.width),
+        truth=group.truth.flip(-1),
+    )
+
+
 def atlas_from(scenes: Sequence[RealScene], rng: torch.Generator) -> TextureAtlas:
     """Cut textures out of training photos."""
     textures = []
@@ -153,6 +168,8 @@ class StereoBank:
         if views is None:
             return None
         group = cut_group(scene, views, size, self.rng)
+        if float(torch.rand((), generator=self.rng)) < 0.5:
+            group = mirror_group(group)
         return group if knows_enough(group.truth) else None
 
     def _rendered(self, count: int, num_views: int, size: tuple[int, int]) -> list[ViewGroup]:

@@ -7,6 +7,7 @@ GPU to run them. A graph holds forward, losses and backward of one shape of batc
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +16,12 @@ from torch import Tensor
 
 from fvgen_recon.diffusion.recording import record_call
 from fvgen_recon.distill.stereo.batch import StereoBatch
-from fvgen_recon.distill.stereo.loss import FIGURES, StereoLosses, stereo_losses
+from fvgen_recon.distill.stereo.loss import (
+    FIGURES,
+    StereoLosses,
+    completion_losses,
+    stereo_losses,
+)
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
 
 _log = logging.getLogger(__name__)
@@ -24,18 +30,29 @@ _log = logging.getLogger(__name__)
 class GradientFinder:
     """Sets the gradients of all weights of a network, batch after batch."""
 
-    def __init__(self, network: MvsNetwork, *, is_recorded: bool) -> None:
+    def __init__(
+        self,
+        network: MvsNetwork,
+        *,
+        is_recorded: bool,
+        completion_alone: bool = False,
+        quiet: AbstractContextManager[object] | None = None,
+    ) -> None:
         """Take a network; its weights may change in place, but must stay where they are.
 
         Args:
             network: The network.
             is_recorded: Record each shape of batch when it first comes, and replay it from then
                 on; for a GPU only. Where that fails, all batches run as they would have without.
+            completion_alone: Only the completion learns, from the first stage.
+            quiet: Held while a recording is made; a lock of its own by default.
         """
         self.network = network
-        self.weights = list(network.parameters())
+        self.completion_alone = completion_alone
+        named = network.trained_weights(completion_alone=completion_alone)
+        self.weights = list(named.values())
         self.is_recorded = is_recorded
-        self.quiet = threading.Lock()
+        self.quiet: AbstractContextManager[object] = quiet or threading.Lock()
         """Held while a recording is made: nothing else may use the GPU then."""
         self.made: dict[tuple, Callable[[StereoBatch], Tensor]] = {}
         """Replays by shape of batch."""
@@ -57,8 +74,10 @@ class GradientFinder:
         return self.made[key](batch)
 
     def _losses(self, batch: StereoBatch) -> StereoLosses:
-        result = self.network(batch.images, batch.cameras, batch.sources, batch.span)
-        return stereo_losses(result, batch.truth)
+        seen = batch.images, batch.cameras, batch.sources, batch.span
+        if self.completion_alone:
+            return completion_losses(self.network.complete_planes(*seen), batch.truth)
+        return stereo_losses(self.network(*seen), batch.truth)
 
     def _plain(self, batch: StereoBatch) -> Tensor:
         for weight in self.weights:

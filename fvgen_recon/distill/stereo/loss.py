@@ -97,3 +97,13 @@ def stereo_losses(result: MvsResult, truth: Float[Tensor, "N H W"]) -> StereoLos
     parts = (total, coarse_entropy, coarse_near, fine_error, full_error, confidence, right_2)
     figures = {name: part.detach() for name, part in zip(FIGURES, parts, strict=True)}
     return StereoLosses(total=total, figures=figures)
+
+
+def completion_losses(stage: StageResult, truth: Float[Tensor, "N H W"]) -> StereoLosses:
+    """Compare the first stage alone with the truth; figures of what follows it are 0."""
+    entropy, error, near = _stage_losses(stage, pool_truth(truth, 4, stage.spacing))
+    total = entropy + error
+    known = {"total": total, "coarse_entropy": entropy, "coarse_near": near}
+    nothing = torch.zeros_like(total)
+    figures = {name: known.get(name, nothing).detach() for name in FIGURES}
+    return StereoLosses(total=total, figures=figures)

@@ -1,6 +1,7 @@
 """The training loop of the stereo network, within a wall-clock budget and resumable."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ from fvgen_recon.distill.stereo.batch import StereoBatch
 from fvgen_recon.distill.stereo.gradient import GradientFinder
 from fvgen_recon.distill.stereo.loss import FIGURES
 from fvgen_recon.distill.stereo.prefetch import draw_ahead
-from fvgen_recon.errors import TrainingError
+from fvgen_recon.errors import InputError, TrainingError
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
 
 
@@ -55,6 +56,9 @@ class StereoSettings:
     in about a second when it first comes."""
     tuned: bool = False
     """Let cuDNN try its algorithms of convolution for each new shape (some seconds each)."""
+    completion_seconds: float = 0.0
+    """Of `seconds`, those from `start_seconds` on in which the completion learns alone: several
+    times as many steps, since nothing goes back through the volumes."""
     compiled: bool = False
     """Compile the networks of the volumes (some two minutes before the first steps)."""
 
@@ -79,7 +83,7 @@ class StereoTrainer:
     ) -> None:
         self.network, self.average = network, average
         self.bank, self.settings = bank, settings
-        names = dict(network.named_parameters())
+        names = network.trained_weights()
         self.names = list(names)
         self.device = next(network.parameters()).device
         self.optimizer = torch.optim.AdamW(
@@ -93,8 +97,21 @@ class StereoTrainer:
         if settings.compiled:
             network.compile_volumes()
         on_cuda = self.device.type == "cuda"
-        self.gradients = GradientFinder(network, is_recorded=settings.recorded and on_cuda)
+        recorded = settings.recorded and on_cuda
+        self.quiet = threading.Lock()
+        if settings.completion_seconds > 0 and network.completion is None:
+            raise InputError(
+                "A training of the completion alone was asked for and the network has none: set "
+                "`network.num-completion`."
+            )
+        self.alone, self.gradients = (
+            GradientFinder(network, is_recorded=recorded, completion_alone=alone, quiet=self.quiet)
+            for alone in (settings.completion_seconds > 0, False)
+        )
         self.step, self.seconds = 0, 0.0
+        self.first_step = 0
+        """At which the rate rose from nothing: at the beginning, and when all weights learn."""
+        self.was_alone = False
 
     @property
     def _networks(self) -> dict[str, nn.Module]:
@@ -119,7 +136,7 @@ class StereoTrainer:
         start = self.settings.start_seconds
         share = (self.seconds - start) / max(self.settings.seconds - start, 1e-6)
         share = min(1.0, max(0.0, share))
-        warm = min(1.0, (self.step + 1) / 50)
+        warm = min(1.0, (self.step - self.first_step + 1) / 50)
         return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
     def _draw(self) -> StereoBatch:
@@ -133,8 +150,13 @@ class StereoTrainer:
     def _update(self, batch: StereoBatch) -> Tensor:
         """Take a step; returns the figures and the norm of the gradient."""
         settings = self.settings
-        figures = self.gradients.find(batch)
-        norm = nn.utils.clip_grad_norm_(self.gradients.weights, settings.clip_norm)
+        is_alone = self.seconds - settings.start_seconds < settings.completion_seconds
+        if self.was_alone and not is_alone:
+            self.first_step = self.step
+        self.was_alone = is_alone
+        gradients = self.alone if is_alone else self.gradients
+        figures = gradients.find(batch)
+        norm = nn.utils.clip_grad_norm_(gradients.weights, settings.clip_norm)
         self.optimizer.param_groups[0]["lr"] = self._rate()
         self.optimizer.step()
         self.step += 1
@@ -149,7 +171,7 @@ class StereoTrainer:
         Raises:
             TrainingError: The loss is no longer finite.
         """
-        quiet = self.gradients.quiet
+        quiet = self.quiet
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = before or self.settings.tuned
         try:

@@ -48,18 +48,21 @@ def load_mvs(folder: Path) -> MvsNetwork:
 
 
 def grow_mvs(network: MvsNetwork, config: MvsConfig) -> MvsNetwork:
-    """Return a network of a config that only adds a completion; it computes nearly the same.
+    """Return a network of a config that adds a completion, or what it sees of ImageNet.
+
+    It computes nearly what the given one does; features of ImageNet have to be loaded still.
 
     Raises:
         WeightsError: The config differs in more.
     """
-    before, after = (
-        replace(c, num_completion=0, completion_width=0) for c in (network.config, config)
-    )
-    if network.completion is not None or before != after:
+    old = network.config
+    plain = replace(config, is_semantic=old.is_semantic)
+    if network.completion is None:
+        plain = replace(plain, num_completion=0, completion_width=old.completion_width)
+    if plain != old or (old.is_semantic and not config.is_semantic):
         raise WeightsError(
-            "Weights to start from must be of the same sizes, but for the completion: name those "
-            "of their config.json."
+            "Weights to start from must be of the same sizes, but for a completion that is added: "
+            "name those of their config.json."
         )
     grown = MvsNetwork(config)
     grown.load_state_dict(network.state_dict(), strict=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fvgen_recon.geometry.projection import unproject_depth
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.feature import Residual, ViewAttention, double_size, sine_places
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 from fvgen_recon.pointcloud.sweep import inside_image
 from fvgen_recon.types import Cameras
 
@@ -77,6 +78,14 @@ class Completion(nn.Module):
         super().__init__()
         context, width, head = config.widths[1], config.completion_width, config.completion_width
         self.enter = nn.Conv2d(context + NUM_CLUES, width, 4, stride=2, padding=1)
+        self.semantic = EfficientNetLite0() if config.is_semantic else None
+        """Knows what things are, which is half of knowing where they are; it is not trained."""
+        if config.is_semantic:
+            self.eighth, self.sixteenth = (nn.Conv2d(c, width, 1) for c in (40, 112))
+            for layer in (self.eighth, self.sixteenth):  # at first it adds nothing
+                nn.init.zeros_(layer.weight)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
         self.blocks = nn.ModuleList(
             [ViewAttention(width, config.head_dim) for _ in range(config.num_completion)]
         )
@@ -91,6 +100,7 @@ class Completion(nn.Module):
 
     def forward(
         self,
+        images: Float[Tensor, "V 3 H4 W4"],
         context: Float[Tensor, "V C H W"],
         clues: Float[Tensor, "V F H W"],
         sources: Int[Tensor, "V S"],
@@ -98,12 +108,16 @@ class Completion(nn.Module):
         """Return what is added to the logits of the planes, and the share kept of what is there.
 
         Args:
-            context: Features of the photos at 1/4; sides are even.
+            images: The photos in [0, 1]; sides are multiples of 16.
+            context: Their features at 1/4.
             clues: What matching found there.
             sources: The source views of each view.
         """
         seen = torch.cat([context, clues.to(context.dtype)], dim=1)
         coarse = self.enter(seen)
+        if self.semantic is not None:
+            eighth, sixteenth = self.semantic.levels(images)
+            coarse = coarse + self.eighth(eighth) + double_size(self.sixteenth(sixteenth))
         size = (coarse.shape[-2], coarse.shape[-1])
         tokens = coarse.flatten(2).mT
         place = sine_places(*size, tokens.shape[-1], tokens)

@@ -23,6 +23,8 @@ class MvsConfig:
     """Blocks of attention that complete what the planes' matching left open; 0 leaves that out."""
     completion_width: int = 192
     """Channels of these."""
+    is_semantic: bool = False
+    """Whether these see features that were learned on ImageNet."""
     num_planes: int = 64
     """Hypotheses of the first stage, evenly spaced in inverse depth."""
     num_offsets: int = 16

@@ -31,6 +31,8 @@ from fvgen_recon.types import Cameras
 
 SIZE_STEP = 16
 """Sides of the photos must be multiples of this."""
+_COMPLETION = "completion."
+_SEMANTIC = "completion.semantic."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +153,7 @@ class MvsNetwork(nn.Module):
         )
         if self.completion is not None:
             quarter_cameras = cameras.resize(height // 4, width // 4)
-            coarse = self._complete(self.completion, coarse, pyramid, quarter_cameras, sources)
+            coarse = self._complete(images, coarse, pyramid.quarter, quarter_cameras, sources)
         fine, starts = [], []
         for refs in parts:
             with self._mixed(images):
@@ -171,6 +173,39 @@ class MvsNetwork(nn.Module):
             inverse_depth=inverse_depth,
             confidence_logit=logit,
         )
+
+    def complete_planes(
+        self,
+        images: Float[Tensor, "V 3 H W"],
+        cameras: Cameras,
+        sources: Int[Tensor, "V S"],
+        span: Float[Tensor, "V 2"],
+    ) -> StageResult:
+        """Find the first stage alone, through which only the completion learns.
+
+        Args:
+            images: As for `forward`.
+            cameras: Likewise.
+            sources: Likewise.
+            span: Likewise.
+        """
+        height, width = images.shape[-2:]
+        quarter_cameras = cameras.resize(height // 4, width // 4)
+        with torch.no_grad():
+            pyramid = self._look(images, sources)
+            refs = torch.arange(len(images), device=images.device)
+            pairs = relate_views(quarter_cameras, sources)
+            found = self._match_planes(pyramid, refs, pairs, span)
+        return self._complete(images, found, pyramid.quarter, quarter_cameras, sources)
+
+    def trained_weights(self, *, completion_alone: bool = False) -> dict[str, nn.Parameter]:
+        """Return the weights that are learned, by name; those from ImageNet are not."""
+        part = _COMPLETION if completion_alone else ""
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if name.startswith(part) and not name.startswith(_SEMANTIC)
+        }
 
     def _mixed(self, like: Tensor) -> torch.autocast:
         # Without a cache, which recorded calls could not use; no weight is used twice.
@@ -201,16 +236,17 @@ class MvsNetwork(nn.Module):
 
     def _complete(
         self,
-        completion: Completion,
+        images: Tensor,
         found: StageResult,
-        pyramid: _Pyramid,
+        context: Tensor,
         cameras: Cameras,
         sources: Tensor,
     ) -> StageResult:
         """Add what the whole views make likely to what matching found."""
+        assert self.completion is not None
         clues = _gather_clues(found, cameras, sources)
         with self._mixed(clues):
-            added, kept = completion(pyramid.quarter, clues, sources)
+            added, kept = self.completion(images, context, clues, sources)
         return _choose(replace(found, logits=kept * found.logits + added))
 
     def _match_near(

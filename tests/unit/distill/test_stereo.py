@@ -9,13 +9,19 @@ import torch
 from unit.pointcloud.stage import make_stage
 
 from fvgen_recon.distill.stereo import gradient
-from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, cut_group, draw_views
+from fvgen_recon.distill.stereo.bank import (
+    RealScene,
+    StereoBank,
+    cut_group,
+    draw_views,
+    mirror_group,
+)
 from fvgen_recon.distill.stereo.batch import jitter_photos, knows_enough, random_span
 from fvgen_recon.distill.stereo.gradient import GradientFinder
 from fvgen_recon.distill.stereo.loss import pool_truth, stereo_losses
 from fvgen_recon.distill.stereo.prefetch import draw_ahead
 from fvgen_recon.distill.stereo.training import StereoSettings, StereoTrainer
-from fvgen_recon.errors import WeightsError
+from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.pointcloud.consistency import compare_depth
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
@@ -290,3 +296,48 @@ def test_the_rate_of_a_second_part_starts_at_its_peak(real):
     for trainer.seconds in (100.0, 200.0, 300.0):
         rates.append(trainer._rate())
     assert rates == pytest.approx([1e-3, 5.1e-4, 2e-5])
+
+
+COMPLETED = replace(SMALL, num_completion=1, completion_width=32, is_semantic=True)
+
+
+def test_the_completion_learns_alone_first_and_then_everything_that_is_not_of_imagenet(real):
+    torch.manual_seed(0)
+    network = MvsNetwork(COMPLETED)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    settings = replace(SETTINGS, completion_seconds=1e6)
+    trainer = StereoTrainer(network, MvsNetwork(COMPLETED), bank, settings)
+    lines = list(trainer.run())
+
+    def changed():
+        state = network.state_dict()
+        return {k for k, v in before.items() if not torch.equal(v, state[k])}
+
+    assert changed()
+    assert all(k.startswith("completion.") for k in changed())
+    assert lines[-1].figures["coarse_entropy"] > 0
+    assert lines[-1].figures["full_error"] == 0
+    trainer.settings = replace(settings, completion_seconds=0.0, max_steps=5)
+    list(trainer.run())
+    assert {"coarse.leave.weight", "completion.leave.weight"} <= changed()
+    assert not any(k.startswith("completion.semantic.") for k in changed())
+    assert trainer.first_step == 3  # the rate rose again from nothing
+
+
+def test_a_training_of_the_completion_needs_one(real):
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    with pytest.raises(InputError, match="num-completion"):
+        settings = replace(SETTINGS, completion_seconds=1.0)
+        StereoTrainer(MvsNetwork(SMALL), MvsNetwork(SMALL), bank, settings)
+
+
+def test_a_mirrored_group_agrees_with_itself(real):
+    group = cut_group(real, [0, 1, 2], (32, 48), torch.Generator().manual_seed(3))
+    mirrored = mirror_group(group)
+    assert torch.equal(mirrored.images.flip(-1), group.images)
+    here, there = (compare_depth(g.truth, g.cameras) for g in (group, mirrored))
+    assert torch.allclose(there.error.flip(-1)[here.seen], here.error[here.seen], atol=1e-3)
+    back = mirror_group(mirrored)
+    assert torch.allclose(back.cameras.c2w, group.cameras.c2w)
+    assert torch.allclose(back.cameras.K, group.cameras.K)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from fvgen_recon.errors import WeightsError
-from fvgen_recon.evaluation.efficientnet import EfficientNetLite0, load_efficientnet
+from fvgen_recon.evaluation.efficientnet import load_efficientnet
 from fvgen_recon.evaluation.feature import (
     BlurPool,
     ShiftTolerantLpips,
     load_stlpips,
 )
 from fvgen_recon.evaluation.judge import load_jury, pack_features
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 
 needs_stlpips = pytest.mark.skipif(
     find_spec("stlpips_pytorch") is None, reason="needs the package stlpips-pytorch"

@@ -6,7 +6,6 @@ from factories import make_cameras, make_scene
 
 from fvgen_recon.errors import InputError
 from fvgen_recon.evaluation.covisibility import seen_by_inputs
-from fvgen_recon.evaluation.efficientnet import EfficientNetLite0
 from fvgen_recon.evaluation.judge import Jury
 from fvgen_recon.evaluation.score import (
     HeldOut,
@@ -16,6 +15,7 @@ from fvgen_recon.evaluation.score import (
     score_renders,
 )
 from fvgen_recon.io.image import write_image
+from fvgen_recon.pointcloud.mvs.semantic import EfficientNetLite0
 from fvgen_recon.types import PointCloud
 
 

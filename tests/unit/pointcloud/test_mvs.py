@@ -287,6 +287,7 @@ def test_what_matching_left_open_is_learned_from_the_rest_of_the_view():
     completion = Completion(config)
     optimizer = torch.optim.Adam(completion.parameters(), lr=3e-3)
     sources = torch.arange(16).flip(0)[:, None]
+    photos = torch.zeros(16, 3, 32, 32), torch.zeros(16, 16, 8, 8)
 
     def draw():
         plane = torch.randint(2, 14, (16, 1, 1))
@@ -297,11 +298,30 @@ def test_what_matching_left_open_is_learned_from_the_rest_of_the_view():
 
     for _ in range(200):
         clues, plane = draw()
-        logits, _ = completion(torch.zeros(16, 16, 8, 8), clues, sources)
+        logits, _ = completion(
+            torch.zeros(16, 3, 32, 32), torch.zeros(16, 16, 8, 8), clues, sources
+        )
         loss = torch.nn.functional.cross_entropy(logits, plane)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     clues, plane = draw()
-    logits, _ = completion(torch.zeros(16, 16, 8, 8), clues, sources)
+    logits, _ = completion(*photos, clues, sources)
     assert ((logits.argmax(dim=1) - plane).abs() <= 1)[..., 4:].float().mean() > 0.9
+
+
+def test_what_the_completion_sees_of_imagenet_stays_as_it_is(weights, staged):
+    scene, _, maps = staged
+    grown = grow_mvs(load_mvs(weights), replace(SMALL, num_completion=1, completion_width=32))
+    more = grow_mvs(grown, replace(grown.config, is_semantic=True)).train()
+    assert not any("semantic" in name for name in more.trained_weights())
+    completion = more.completion
+    assert completion is not None
+    assert completion.semantic is not None
+    assert not completion.semantic.training  # statistics of the photos would replace its own
+    assert set(more.trained_weights(completion_alone=True)) < set(more.trained_weights())
+    eighth, sixteenth = completion.semantic.levels(scene.images[:, :, :48, :64])
+    assert eighth.shape == (3, 40, 6, 8)
+    assert sixteenth.shape == (3, 112, 3, 4)
+    with pytest.raises(WeightsError, match="same sizes"):
+        grow_mvs(more, grown.config)

@@ -3,6 +3,7 @@
 Depth to train on is measured first, by plane sweeps over many views (kept in --cache); then the
 network trains for --settings.seconds; then both are measured on the validation scenes. Run it
 again with the same --out to go on where it stopped, and with --measure-only to measure alone.
+--average takes the mean of the weights of several trainings.
 
 Usage:
     python scripts/pack_scenes.py --scenes TRAIN --out train.pack --long-side 320 --tracks
@@ -41,7 +42,13 @@ from fvgen_recon.evaluation.machine import describe_machine
 from fvgen_recon.io.file import atomic_path, write_json
 from fvgen_recon.io.image import write_image
 from fvgen_recon.pointcloud.depth_map import DepthMaps
-from fvgen_recon.pointcloud.mvs.checkpoint import grow_mvs, load_mvs, save_mvs
+from fvgen_recon.pointcloud.mvs.checkpoint import (
+    average_mvs,
+    grow_mvs,
+    load_mvs,
+    read_mvs_card,
+    save_mvs,
+)
 from fvgen_recon.pointcloud.mvs.config import MvsConfig
 from fvgen_recon.pointcloud.mvs.estimator import LearnedStereo
 from fvgen_recon.pointcloud.mvs.network import MvsNetwork
@@ -85,6 +92,9 @@ class Arguments:
     """Measure the plane sweep too."""
     shipped: bool = False
     """Measure the weights in the package too."""
+    average: tuple[Path, ...] = ()
+    """Folders of weights from trainings that began at the same weights: nothing is trained, the
+    mean of their weights is written to `out` and measured."""
     measure_only: bool = False
     """Only measure the weights in `out`; `train` is not read."""
     seed: int = 0
@@ -311,7 +321,11 @@ def evaluate(args: Arguments, device: torch.device) -> None:
 def main(args: Arguments) -> None:
     """Measure depth, train, compare."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.measure_only:
+    if args.average:
+        mean = average_mvs([load_mvs(folder) for folder in args.average])
+        parts = [read_mvs_card(folder).training for folder in args.average]
+        save_mvs(args.out / "weights", mean, {"mean_of": parts})
+    if args.measure_only or args.average:
         evaluate(args, device)
         return
     cache = args.cache or args.out / "truth"

@@ -1,9 +1,11 @@
 """The stereo network on disk: a folder of bfloat16 safetensors, a JSON config and a checksum."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.io.card import WeightsCard, WeightsKind
@@ -67,6 +69,28 @@ def grow_mvs(network: MvsNetwork, config: MvsConfig) -> MvsNetwork:
     grown = MvsNetwork(config)
     grown.load_state_dict(network.state_dict(), strict=False)
     return grown
+
+
+def average_mvs(networks: Sequence[MvsNetwork]) -> MvsNetwork:
+    """Return a network with the mean of the weights of trainings that began at the same weights.
+
+    M. Wortsman et al., "Model soups", ICML 2022.
+
+    Raises:
+        WeightsError: The configs differ.
+    """
+    configs = {network.config for network in networks}
+    if len(configs) != 1:
+        raise WeightsError(
+            f"Networks of one config were expected, to take the mean of their weights: "
+            f"{len(configs)} configs came."
+        )
+    states = [network.state_dict() for network in networks]
+    mean = MvsNetwork(networks[0].config)
+    mean.load_state_dict(
+        {k: torch.stack([s[k].double() for s in states]).mean(dim=0) for k in states[0]}
+    )
+    return mean
 
 
 def keep_mvs(folder: Path, device: str) -> MvsNetwork:

@@ -327,8 +327,8 @@ def test_the_completion_learns_alone_first_and_then_everything_that_is_not_of_im
 
 def test_a_training_of_the_completion_needs_one(real):
     bank = StereoBank([real], torch.device("cpu"), 0)
+    settings = replace(SETTINGS, completion_seconds=1.0)
     with pytest.raises(InputError, match="num-completion"):
-        settings = replace(SETTINGS, completion_seconds=1.0)
         StereoTrainer(MvsNetwork(SMALL), MvsNetwork(SMALL), bank, settings)
 
 

@@ -11,6 +11,7 @@ from fvgen_recon.geometry.rigid import look_at
 from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
 from fvgen_recon.pointcloud.mvs.checkpoint import (
     SHIPPED,
+    average_mvs,
     grow_mvs,
     load_mvs,
     read_mvs_card,
@@ -311,7 +312,7 @@ def test_what_matching_left_open_is_learned_from_the_rest_of_the_view():
 
 
 def test_what_the_completion_sees_of_imagenet_stays_as_it_is(weights, staged):
-    scene, _, maps = staged
+    scene = staged[0]
     grown = grow_mvs(load_mvs(weights), replace(SMALL, num_completion=1, completion_width=32))
     more = grow_mvs(grown, replace(grown.config, is_semantic=True)).train()
     assert not any("semantic" in name for name in more.trained_weights())
@@ -325,3 +326,14 @@ def test_what_the_completion_sees_of_imagenet_stays_as_it_is(weights, staged):
     assert sixteenth.shape == (3, 112, 3, 4)
     with pytest.raises(WeightsError, match="same sizes"):
         grow_mvs(more, grown.config)
+
+
+def test_the_mean_of_weights_lies_between_them():
+    torch.manual_seed(1)
+    networks = [MvsNetwork(SMALL) for _ in range(2)]
+    mean = average_mvs(networks)
+    name = "coarse.enter.weight"
+    first, second = (n.get_parameter(name) for n in networks)
+    assert torch.allclose(mean.get_parameter(name), (first + second) / 2)
+    with pytest.raises(WeightsError, match="one config"):
+        average_mvs([networks[0], MvsNetwork(replace(SMALL, num_planes=32))])

@@ -61,7 +61,7 @@ class FvgenDataParserConfig(DataParserConfig):
     """Longer side of the photos in training and evaluation, in pixels; 0 keeps their size."""
     estimator: str = "plane-sweep"
     """Where the points to start from come from: plane-sweep, mvs, stereo (of
-    both the surer), dataset, dust3r or random."""
+    both), dataset, dust3r or random."""
     ensemble: tuple[str, ...] = ()
     """Sources of points for a splat of several members, which are trained apart and shown together;
     where empty there is one, with the points of `estimator`."""

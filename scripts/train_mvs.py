@@ -14,7 +14,7 @@ Usage:
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +23,11 @@ import torch.multiprocessing as mp
 import tyro
 
 from fvgen_recon.distill.pack import PackedScene, read_pack
+from fvgen_recon.distill.source import photo_crops
 from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, prepare_scene
 from fvgen_recon.distill.stereo.training import StereoProgress, StereoSettings, StereoTrainer
 from fvgen_recon.distill.stereo.truth import TruthSettings, find_truth, load_truth, save_truth
+from fvgen_recon.distill.stereo.world import load_world, photograph_world, save_world
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.depth import (
     DepthCase,
@@ -78,6 +80,10 @@ class Arguments:
     truth: TruthSettings = field(default_factory=TruthSettings)
     num_workers: int = 4
     """Processes that measure the depth to train on; 0 does it in this one."""
+    worlds: int = 0
+    """Procedural worlds to photograph beside the scenes, with textures cut out of their photos."""
+    world_views: int = 24
+    """Photos of each."""
     save_every: float = 60.0
     """Seconds between two saves."""
     num_views: int = 3
@@ -102,6 +108,7 @@ class Arguments:
 
 
 START = time.monotonic()
+_WORLD = "procedural-"
 
 
 def say(text: str) -> None:
@@ -117,35 +124,73 @@ def read_scenes(path: Path, args: Arguments) -> tuple[PackedScene, ...]:
     return tuple(s for s in scenes if not args.only_scenes or s.name in args.only_scenes)
 
 
-def measure_truth(worker: int, num_workers: int, args: Arguments, cache: Path) -> None:
-    """Measure the depth of a worker's share of the scenes, the largest first."""
+def measure_depth_of(scene: PackedScene, args: Arguments, path: Path, device: torch.device) -> None:
+    """Measure the depth of a scene's photos from all of them."""
+    truth = find_truth(scene, args.truth, device)
+    save_truth(path, truth)
+    say(
+        f"depth of {scene.name}: {len(scene)} photos, {100 * truth.dense_share:.0f} % known, "
+        f"of the sparse points {100 * truth.right_2:.0f} % within 2 %, "
+        f"{100 * truth.right_5:.0f} % within 5 %"
+    )
+
+
+def photograph(
+    seed: int, scenes: Sequence[PackedScene], args: Arguments, path: Path, device: torch.device
+) -> None:
+    """Photograph a world with textures of some of the scenes' photos."""
+    crops = photo_crops(scenes, 12, 256, torch.Generator().manual_seed(seed))
+    long_side = max(scenes[0].cameras.height, scenes[0].cameras.width)
+    try:
+        world = photograph_world(
+            seed, crops, long_side=long_side, num_views=args.world_views, device=device
+        )
+    except InputError as error:
+        say(f"world {seed} is left out: {error}")
+        return
+    save_world(path, world)
+    say(f"world {seed}: {args.world_views} photos")
+
+
+def all_jobs(args: Arguments) -> list[str]:
+    """Names of what has to be known before training: scenes, the largest first, then worlds."""
+    scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
+    return [scene.name for scene in scenes] + [f"{_WORLD}{seed}" for seed in range(args.worlds)]
+
+
+def work_off(jobs: Iterator[str], worker: int, args: Arguments, cache: Path) -> None:
+    """Do what the cache lacks, job after job: depth of a scene by its name, a world by its seed."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", worker % torch.cuda.device_count())
-    if num_workers > 1:
-        torch.set_num_threads(1)
-    scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
-    for scene in scenes[worker::num_workers]:
-        path = cache / f"{scene.name}.safetensors"
+    scenes = {scene.name: scene for scene in read_scenes(args.train, args)}
+    for name in jobs:
+        path = cache / f"{name}.safetensors"
         if path.exists():
             continue
-        truth = find_truth(scene, args.truth, device)
-        save_truth(path, truth)
-        say(
-            f"depth of {scene.name}: {len(scene)} photos, {100 * truth.dense_share:.0f} % known, "
-            f"of the sparse points {100 * truth.right_2:.0f} % within 2 %, "
-            f"{100 * truth.right_5:.0f} % within 5 %"
-        )
+        if name in scenes:
+            measure_depth_of(scenes[name], args, path, device)
+        else:
+            photograph(int(name.removeprefix(_WORLD)), tuple(scenes.values()), args, path, device)
+
+
+def work_in_process(jobs: "mp.Queue[str]", worker: int, args: Arguments, cache: Path) -> None:
+    """Work until an empty name comes, as one of several processes."""
+    torch.set_num_threads(1)
+    work_off(iter(jobs.get, ""), worker, args, cache)
 
 
 def find_all_truth(args: Arguments, cache: Path) -> None:
-    """Measure what the cache lacks, in several processes."""
+    """Find what the cache lacks, in several processes."""
     if args.num_workers == 0:
-        measure_truth(0, 1, args, cache)
+        work_off(iter(all_jobs(args)), 0, args, cache)
         return
     context = mp.get_context("spawn")
+    jobs = context.Queue()
+    for name in [*all_jobs(args), *[""] * args.num_workers]:
+        jobs.put(name)
     workers = [
-        context.Process(target=measure_truth, args=(i, args.num_workers, args, cache))
+        context.Process(target=work_in_process, args=(jobs, i, args, cache))
         for i in range(args.num_workers)
     ]
     for worker in workers:
@@ -166,6 +211,9 @@ def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[R
             say(f"{scene.name} is left out: no two views with known depth fit")
         else:
             ready.append(prepared)
+    paths = (cache / f"{_WORLD}{seed}.safetensors" for seed in range(args.worlds))
+    worlds = [load_world(path, device) for path in paths if path.exists()]
+    ready += [world for world in worlds if world is not None]
     if not ready:
         raise FvgenError("No training scene has known depth: are photos and poses right?")
     return ready

@@ -44,27 +44,39 @@ class RealScene:
 def prepare_scene(packed: PackedScene, truth: Tensor, device: torch.device) -> RealScene | None:
     """Decode a scene and relate its views; none where no depth is known."""
     size = (packed.cameras.height, packed.cameras.width)
-    scene = packed.scene(range(len(packed)), *size)
+    images = packed.scene(range(len(packed)), *size).images
+    photos = (images * 255).round().byte()
+    return relate_photos(packed.name, photos, packed.cameras, truth, device)
+
+
+def relate_photos(
+    name: str,
+    photos: UInt8[Tensor, "V 3 H W"],
+    cameras: Cameras,
+    truth: Float[Tensor, "V H W"],
+    device: torch.device,
+) -> RealScene | None:
+    """Relate the views of a scene; none where too little depth is known, or no two views fit."""
     usable = (truth > 0).flatten(1).sum(dim=1) > 200
     if int(usable.sum()) < 2:
         return None
     middle = torch.stack(
         [t[t > 0].median() if u else t.new_ones(()) for t, u in zip(truth, usable, strict=True)]
     )
-    others = other_views(len(packed), middle)
-    overlap = view_overlap(packed.cameras, middle[:, None] * torch.tensor([0.7, 1.0, 1.3]))
-    sight = viewing_angle(packed.cameras, middle)
+    others = other_views(len(photos), middle)
+    overlap = view_overlap(cameras, middle[:, None] * torch.tensor([0.7, 1.0, 1.3]))
+    sight = viewing_angle(cameras, middle)
     sight = sight.masked_fill(overlap.mean(dim=-1) < _MIN_OVERLAP, 1e3)
-    angle = torch.full((len(packed), len(packed)), 1e3).scatter(1, others, sight)
+    angle = torch.full((len(photos), len(photos)), 1e3).scatter(1, others, sight)
     angle = torch.maximum(angle, angle.mT)
     angle[~usable] = 1e3
     angle[:, ~usable] = 1e3
     if not bool((angle < _GAP_BINS[-1][1]).any()):
         return None
     return RealScene(
-        name=packed.name,
-        photos=(scene.images * 255).round().byte().to(device),
-        cameras=packed.cameras,
+        name=name,
+        photos=photos.to(device),
+        cameras=cameras,
         truth=truth.to(device),
         angle=angle,
     )

@@ -24,6 +24,7 @@ _NEAREST = 2.0  # the nearest depth tried is the baseline over this
 _MIN_MATCHES = 24
 _MIN_FRACTION = 0.03
 _QUANTILES = (0.02, 0.98)
+_MATCHED = 0.15  # a view of which so much is matched has shown how near it comes
 _MOST_PROJECTED = 2**24  # points times views at once, some 50 bytes each
 
 
@@ -34,7 +35,23 @@ def plane_depths(span: Float[Tensor, "V 2"], count: int) -> Float[Tensor, "V D 1
 
 
 def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float[Tensor, "V 2"]:
-    """Find the span of inverse depths of each view.
+    """Find the span of inverse depths of each view, as `find_matched_span` does."""
+    return find_matched_span(images, cameras)[0]
+
+
+def widen_near(span: Float[Tensor, "V 2"], matched: Float[Tensor, "V"]) -> Float[Tensor, "V 2"]:
+    """Let the near end come up to half as near again where little of a view was matched.
+
+    What stands before all that two views see has no match that would tell.
+    """
+    lack = ((_MATCHED - matched) / _MATCHED).clamp(0, 1)
+    return torch.stack([span[:, 0], span[:, 1] * (1 + 0.5 * lack)], dim=1)
+
+
+def find_matched_span(
+    images: Float[Tensor, "V 3 H W"], cameras: Cameras
+) -> tuple[Float[Tensor, "V 2"], Float[Tensor, "V"]]:
+    """Find the span of inverse depths of each view, and the share of it that was matched.
 
     A wide sweep from infinity to half a baseline, at small size, keeps matches that two views
     agree on; a second sweep over what they span sharpens it.
@@ -44,7 +61,8 @@ def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float
         cameras: Their cameras.
 
     Returns:
-        Far and near end, in inverse world units, with a margin; positive.
+        Far and near end, in inverse world units, with a margin, positive; and the share of each
+        view's pixels whose matches agree.
 
     Raises:
         InputError: Fewer than two views came, all stand at one place or nothing matches.
@@ -53,6 +71,7 @@ def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float
     sources, shortest = first_sources(cameras, distance, _NUM_SOURCES)
     near = _NEAREST / torch.where(shortest.isfinite(), shortest, distance.amax())
     span = torch.stack([near * 1e-3, near], dim=1)
+    matched = torch.zeros_like(near)
     for _ in range(2):
         inverse_depth, reliable = _sweep(images, cameras, sources, span)
         least = max(_MIN_MATCHES, _MIN_FRACTION * reliable.numel())
@@ -61,9 +80,10 @@ def find_depth_span(images: Float[Tensor, "V 3 H W"], cameras: Cameras) -> Float
                 "The input views show nothing in common that could be matched: choose views that "
                 "overlap more, and check that the poses belong to these photos."
             )
+        matched = reliable.flatten(1).float().mean(dim=1)
         span, middle = _span_of_matches(inverse_depth, reliable, cameras, span)
         sources = best_sources(cameras, middle, _NUM_SOURCES)
-    return span
+    return span, matched
 
 
 def _sweep(images: Tensor, cameras: Cameras, sources: Tensor, span: Tensor) -> tuple:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fvgen_recon.pointcloud.depth_map import DepthMaps, lift_depth, reduce_scene
-from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
+from fvgen_recon.pointcloud.depth_range import find_matched_span, plane_depths, widen_near
 from fvgen_recon.pointcloud.fill import fill_untrusted
 from fvgen_recon.pointcloud.mvs.checkpoint import SHIPPED, keep_mvs
 from fvgen_recon.pointcloud.mvs.network import SIZE_STEP, MvsNetwork
@@ -53,7 +53,7 @@ class LearnedStereo:
             WeightsError: The weights are missing or damaged.
         """
         network = keep_mvs(self.weights, str(scene.images.device))
-        span = find_depth_span(*reduce_scene(scene, self.coarse_side))
+        span = widen_near(*find_matched_span(*reduce_scene(scene, self.coarse_side)))
         images, cameras = reduce_scene(scene, self.long_side)
         inverse_depth, confidence = apply_network(
             network, images, cameras, span, num_sources=self.num_sources, chunk=self.chunk

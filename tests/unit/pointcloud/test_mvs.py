@@ -8,7 +8,12 @@ from unit.pointcloud.stage import make_stage
 
 from fvgen_recon.errors import InputError, WeightsError
 from fvgen_recon.geometry.rigid import look_at
-from fvgen_recon.pointcloud.depth_range import find_depth_span, plane_depths
+from fvgen_recon.pointcloud.depth_range import (
+    find_depth_span,
+    find_matched_span,
+    plane_depths,
+    widen_near,
+)
 from fvgen_recon.pointcloud.mvs.checkpoint import (
     SHIPPED,
     average_mvs,
@@ -337,3 +342,14 @@ def test_the_mean_of_weights_lies_between_them():
     assert torch.allclose(mean.get_parameter(name), (first + second) / 2)
     with pytest.raises(WeightsError, match="one config"):
         average_mvs([networks[0], MvsNetwork(replace(SMALL, num_planes=32))])
+
+
+def test_the_near_end_moves_where_little_is_matched():
+    span = torch.tensor([[0.1, 1.0], [0.1, 1.0], [0.1, 1.0]])
+    wide = widen_near(span, torch.tensor([0.6, 0.075, 0.0]))
+    assert torch.allclose(wide[:, 0], span[:, 0])
+    assert torch.allclose(wide[:, 1], torch.tensor([1.0, 1.25, 1.5]))
+    scene, _ = make_stage()
+    found, matched = find_matched_span(scene.images, scene.cameras)
+    assert torch.equal(found, find_depth_span(scene.images, scene.cameras))
+    assert ((matched > 0.1) & (matched <= 1)).all()

@@ -200,12 +200,13 @@ Claim = Callable[[int], tuple[Tensor, Tensor]]
 """Gives confidence and relative error at the points of a photo by its index."""
 
 
-def surer(first: Claim, second: Claim) -> Claim:
-    """Return of two claims the surer one at each point."""
+def chosen_of(network: Claim, sweep: Claim) -> Claim:
+    """Return the network's claim, and the sweep's where that is trusted and surer."""
 
     def claim(index: int) -> tuple[Tensor, Tensor]:
-        (one, error), (other, other_error) = first(index), second(index)
-        return torch.maximum(one, other), torch.where(one >= other, error, other_error)
+        (one, error), (other, other_error) = network(index), sweep(index)
+        is_swept = (other >= 0.5) & (other > one)
+        return torch.where(is_swept, other, one), torch.where(is_swept, other_error, error)
 
     return claim
 
@@ -220,8 +221,8 @@ def collect_claims(photos: Sequence[Photo], args: Arguments) -> dict[str, Claim]
         "plane-sweep, fitted again": lambda i: (refit[i], photos[i].error),
         "plane-sweep, whole photo": lambda i: (with_photo[i], photos[i].error),
     }
-    claims["stereo"] = surer(claims["mvs"], claims["plane-sweep"])
-    claims["stereo, whole photo"] = surer(claims["mvs"], claims["plane-sweep, whole photo"])
+    claims["stereo"] = chosen_of(claims["mvs"], claims["plane-sweep"])
+    claims["stereo, whole photo"] = chosen_of(claims["mvs"], claims["plane-sweep, whole photo"])
     return claims
 
 

@@ -1,9 +1,10 @@
 """Train the stereo network from packed scenes and compare it with the plane sweep.
 
-Depth to train on is measured first, by plane sweeps over many views (kept in --cache); then the
-network trains for --settings.seconds; then both are measured on the validation scenes. Run it
-again with the same --out to go on where it stopped, and with --measure-only to measure alone.
---average takes the mean of the weights of several trainings.
+Depth to train on is measured first, by plane sweeps over many views, and procedural worlds are
+photographed if wanted (kept in --cache); then the network trains for --settings.seconds; then both
+are measured on the validation scenes. Run it again with the same --out to go on where it stopped,
+and with --measure-only to measure alone. --average takes the mean of the weights of several
+trainings.
 
 Usage:
     python scripts/pack_scenes.py --scenes TRAIN --out train.pack --long-side 320 --tracks
@@ -58,6 +59,10 @@ from fvgen_recon.pointcloud.plane_sweep import PlaneSweep
 from fvgen_recon.types import Scene
 
 
+def _shipped_sizes() -> MvsConfig:
+    return MvsConfig(num_completion=6, is_semantic=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Train the stereo network and compare it with the plane sweep."""
@@ -76,14 +81,18 @@ class Arguments:
     features: Path | None = None
     """File of packed feature networks, for machines without the package of ImageNet's."""
     settings: StereoSettings = field(default_factory=StereoSettings)
-    network: MvsConfig = field(default_factory=MvsConfig)
+    network: MvsConfig = field(default_factory=_shipped_sizes)
+    """Sizes; those of the weights in the package by default."""
     truth: TruthSettings = field(default_factory=TruthSettings)
     num_workers: int = 4
-    """Processes that measure the depth to train on; 0 does it in this one."""
+    """Processes that measure the depth to train on and photograph worlds, spread over all GPUs (8
+    to 11 GB each); 0 does it in this one."""
     worlds: int = 0
     """Procedural worlds to photograph beside the scenes, with textures cut out of their photos."""
     world_views: int = 24
     """Photos of each."""
+    world_share: float = 0.3
+    """Chance that a group comes from these where it is no collage."""
     save_every: float = 60.0
     """Seconds between two saves."""
     num_views: int = 3
@@ -155,7 +164,12 @@ def photograph(
 def all_jobs(args: Arguments) -> list[str]:
     """Names of what has to be known before training: scenes, the largest first, then worlds."""
     scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
-    return [scene.name for scene in scenes] + [f"{_WORLD}{seed}" for seed in range(args.worlds)]
+    return [scene.name for scene in scenes] + world_names(args)
+
+
+def world_names(args: Arguments) -> list[str]:
+    """Names of the worlds; other settings have other names, so that none is taken for another."""
+    return [f"{_WORLD}{args.world_views}-{seed}" for seed in range(args.worlds)]
 
 
 def work_off(jobs: Iterator[str], worker: int, args: Arguments, cache: Path) -> None:
@@ -171,7 +185,7 @@ def work_off(jobs: Iterator[str], worker: int, args: Arguments, cache: Path) -> 
         if name in scenes:
             measure_depth_of(scenes[name], args, path, device)
         else:
-            photograph(int(name.removeprefix(_WORLD)), tuple(scenes.values()), args, path, device)
+            photograph(int(name.split("-")[-1]), tuple(scenes.values()), args, path, device)
 
 
 def work_in_process(jobs: "mp.Queue[str]", worker: int, args: Arguments, cache: Path) -> None:
@@ -197,8 +211,14 @@ def find_all_truth(args: Arguments, cache: Path) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-        if worker.exitcode != 0:
-            raise FvgenError("A process that measures depth failed: see its message above.")
+    jobs.cancel_join_thread()  # else jobs that nobody took would keep this process at its end
+    failed = sum(worker.exitcode != 0 for worker in workers)
+    if failed:
+        raise FvgenError(
+            f"{failed} of {len(workers)} processes that measure depth or photograph worlds failed: "
+            "see their messages above. What is done is kept; run it again, with fewer of them "
+            "(--num-workers) where memory was short."
+        )
 
 
 def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[RealScene]:
@@ -211,12 +231,16 @@ def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[R
             say(f"{scene.name} is left out: no two views with known depth fit")
         else:
             ready.append(prepared)
-    paths = (cache / f"{_WORLD}{seed}.safetensors" for seed in range(args.worlds))
-    worlds = [load_world(path, device) for path in paths if path.exists()]
-    ready += [world for world in worlds if world is not None]
     if not ready:
         raise FvgenError("No training scene has known depth: are photos and poses right?")
     return ready
+
+
+def prepare_worlds(args: Arguments, cache: Path, device: torch.device) -> list[RealScene]:
+    """Read the worlds that had room for a walk."""
+    paths = [cache / f"{name}.safetensors" for name in world_names(args)]
+    worlds = [load_world(path, device) for path in paths if path.exists()]
+    return [world for world in worlds if world is not None]
 
 
 def first_network(args: Arguments) -> MvsNetwork:
@@ -378,10 +402,17 @@ def main(args: Arguments) -> None:
         return
     cache = args.cache or args.out / "truth"
     find_all_truth(args, cache)
-    bank = StereoBank(prepare_scenes(args, cache, device), device, args.seed)
+    bank = StereoBank(
+        prepare_scenes(args, cache, device),
+        device,
+        args.seed,
+        worlds=prepare_worlds(args, cache, device),
+        world_share=args.world_share,
+    )
     trainer = make_trainer(args, bank, device)
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
-    say(f"{len(bank.scenes)} scenes, {millions:.2f} M parameters on {device}")
+    known = f"{len(bank.scenes)} scenes, {len(bank.worlds)} worlds"
+    say(f"{known}, {millions:.2f} M parameters on {device}")
     train(args, trainer)
     say("trained; validation follows")
     evaluate(args, device)

@@ -51,7 +51,8 @@ class DensifyConfig:
     """Everything that the front half can be told."""
 
     estimator: str = "plane-sweep"
-    """Point-cloud source: plane-sweep, mvs, stereo (both), dataset, dust3r or random."""
+    """Point-cloud source: plane-sweep, mvs, stereo (mvs, and the sweep where it is
+    surer), dataset, dust3r or random."""
     planner: str = "even"
     """Camera paths: even, interpolate, support or file."""
     camera_path: Path | None = None

@@ -60,8 +60,8 @@ class FvgenDataParserConfig(DataParserConfig):
     long_side: int = 0
     """Longer side of the photos in training and evaluation, in pixels; 0 keeps their size."""
     estimator: str = "plane-sweep"
-    """Where the points to start from come from: plane-sweep, mvs, stereo (of
-    both), dataset, dust3r or random."""
+    """Where the points to start from come from: plane-sweep, mvs, stereo (mvs,
+    and the sweep where that is surer), dataset, dust3r or random."""
     ensemble: tuple[str, ...] = ()
     """Sources of points for a splat of several members, which are trained apart and shown together;
     where empty there is one, with the points of `estimator`."""

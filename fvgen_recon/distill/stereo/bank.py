@@ -29,7 +29,7 @@ _TEXTURES = 400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RealScene:
-    """A scene whose photos lie decoded on the device."""
+    """A scene, or a procedural world, whose photos lie decoded on the device."""
 
     name: str
     photos: UInt8[Tensor, "V 3 H W"]
@@ -158,24 +158,46 @@ def atlas_from(scenes: Sequence[RealScene], rng: torch.Generator) -> TextureAtla
     return build_atlas(torch.stack(textures))
 
 
-class StereoBank:
-    """Draws training batches, real and rendered."""
+def _fitness(scene: RealScene, size: tuple[int, int]) -> float:
+    """How often a scene is drawn: the root of its number of photos, 0 where they lie otherwise."""
+    height, width = scene.photos.shape[-2:]
+    return len(scene.photos) ** 0.5 if (height > width) == (size[0] > size[1]) else 0.0
 
-    def __init__(self, scenes: Sequence[RealScene], device: torch.device, seed: int) -> None:
+
+class StereoBank:
+    """Draws training batches: of photographed scenes, of worlds and of collages."""
+
+    def __init__(
+        self,
+        scenes: Sequence[RealScene],
+        device: torch.device,
+        seed: int,
+        *,
+        worlds: Sequence[RealScene] = (),
+        world_share: float = 0.0,
+    ) -> None:
+        """Take scenes.
+
+        Args:
+            scenes: Photographed ones; textures of collages are cut out of their photos too.
+            device: Where batches lie.
+            seed: Decides everything.
+            worlds: Procedural ones.
+            world_share: Chance that a group comes from these where it is no collage.
+        """
         self.scenes = scenes
+        self.worlds, self.world_share = worlds, world_share if worlds else 0.0
         self.device = device
         self.rng = torch.Generator().manual_seed(seed)
         self.atlas = atlas_from(scenes, torch.Generator().manual_seed(0))
 
-        shapes = [s.photos.shape[-2:] for s in scenes]
-        self._portrait = torch.tensor([h > w for h, w in shapes])
-        self._share = torch.tensor([float(len(s.photos)) for s in scenes]).sqrt()
-
     def _real(self, count: int, size: tuple[int, int]) -> ViewGroup | None:
-        fits = self._share * (self._portrait == (size[0] > size[1]))
+        is_world = float(torch.rand((), generator=self.rng)) < self.world_share
+        pool = self.worlds if is_world else self.scenes
+        fits = torch.tensor([_fitness(scene, size) for scene in pool])
         if not bool(fits.any()):
             return None
-        scene = self.scenes[int(torch.multinomial(fits, 1, generator=self.rng))]
+        scene = pool[int(torch.multinomial(fits, 1, generator=self.rng))]
         views = draw_views(scene.angle, count, self.rng)
         if views is None:
             return None

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class GradientFinder:
-    """Sets the gradients of all weights of a network, batch after batch."""
+    """Sets the gradients of the weights of a network that learn, batch after batch."""
 
     def __init__(
         self,

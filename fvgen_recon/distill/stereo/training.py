@@ -104,10 +104,12 @@ class StereoTrainer:
                 "A training of the completion alone was asked for and the network has none: set "
                 "`network.num-completion`."
             )
-        self.alone, self.gradients = (
-            GradientFinder(network, is_recorded=recorded, completion_alone=alone, quiet=self.quiet)
-            for alone in (settings.completion_seconds > 0, False)
-        )
+        self.gradients = GradientFinder(network, is_recorded=recorded, quiet=self.quiet)
+        self.alone: GradientFinder | None = None
+        if settings.completion_seconds > 0:
+            self.alone = GradientFinder(
+                network, is_recorded=recorded, completion_alone=True, quiet=self.quiet
+            )
         self.step, self.seconds = 0, 0.0
         self.first_step = 0
         """At which the rate rose from nothing: at the beginning, and when all weights learn."""
@@ -131,6 +133,8 @@ class StereoTrainer:
         self.step, self.seconds = resume_training(path, self._networks, self.optimizer, self.names)
         # Draws are not repeated: a new seed, from how far the training is.
         self.bank.rng.manual_seed(1_000_003 + self.step)
+        # Weights that never learned have no state: the rate has to rise for them still.
+        self.was_alone = any(not self.optimizer.state.get(w) for w in self.gradients.weights)
 
     def _rate(self) -> float:
         start = self.settings.start_seconds
@@ -150,11 +154,7 @@ class StereoTrainer:
     def _update(self, batch: StereoBatch) -> Tensor:
         """Take a step; returns the figures and the norm of the gradient."""
         settings = self.settings
-        is_alone = self.seconds - settings.start_seconds < settings.completion_seconds
-        if self.was_alone and not is_alone:
-            self.first_step = self.step
-        self.was_alone = is_alone
-        gradients = self.alone if is_alone else self.gradients
+        gradients = self._finder()
         figures = gradients.find(batch)
         norm = nn.utils.clip_grad_norm_(gradients.weights, settings.clip_norm)
         self.optimizer.param_groups[0]["lr"] = self._rate()
@@ -164,6 +164,17 @@ class StereoTrainer:
             self.average, self.network, min(settings.ema, (1 + self.step) / (10 + self.step))
         )
         return torch.cat([figures, norm.detach()[None]])
+
+    def _finder(self) -> GradientFinder:
+        """Return what finds the gradients of this step; the rate rises anew at the change."""
+        settings = self.settings
+        if self.seconds - settings.start_seconds < settings.completion_seconds:
+            assert self.alone is not None
+            self.was_alone = True
+            return self.alone
+        if self.was_alone:
+            self.first_step, self.was_alone, self.alone = self.step, False, None
+        return self.gradients
 
     def run(self) -> Iterator[StereoProgress]:
         """Train until the budget is spent.

@@ -1,7 +1,7 @@
 """The stereo network on disk: a folder of bfloat16 safetensors, a JSON config and a checksum."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,13 +58,17 @@ def grow_mvs(network: MvsNetwork, config: MvsConfig) -> MvsNetwork:
         WeightsError: The config differs in more.
     """
     old = network.config
-    plain = replace(config, is_semantic=old.is_semantic)
+    plain = config
     if network.completion is None:
-        plain = replace(plain, num_completion=0, completion_width=old.completion_width)
-    if plain != old or (old.is_semantic and not config.is_semantic):
+        width = old.completion_width
+        plain = replace(config, is_semantic=False, num_completion=0, completion_width=width)
+    elif not old.is_semantic:
+        plain = replace(config, is_semantic=False)
+    if plain != old:
+        odd = [f.name for f in fields(old) if getattr(old, f.name) != getattr(config, f.name)]
         raise WeightsError(
             "Weights to start from must be of the same sizes, but for a completion that is added: "
-            "name those of their config.json."
+            f"{', '.join(odd)} differ from those of their config.json."
         )
     grown = MvsNetwork(config)
     grown.load_state_dict(network.state_dict(), strict=False)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fvgen_recon.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MvsConfig:
@@ -31,3 +33,11 @@ class MvsConfig:
     """Hypotheses of the second stage, around what the first one found."""
     spacing: float = 0.25
     """Spacing of these over that of the planes."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on each other."""
+        if self.is_semantic and self.num_completion == 0:
+            raise InputError(
+                "Features of ImageNet are seen by the completion alone, and it has no blocks: set "
+                "num_completion, 6 for instance."
+            )

@@ -1,4 +1,4 @@
-"""A compact multi-view stereo network: two stages of matching, the second around the first.
+"""A compact multi-view stereo network: two stages of matching, a completion between them.
 
 Learned features and plain normalised patches of each view are compared with those of its source
 views at hypotheses of inverse depth (group-wise correlation), joined by learned weights of the

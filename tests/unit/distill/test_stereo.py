@@ -332,6 +332,36 @@ def test_a_training_of_the_completion_needs_one(real):
         StereoTrainer(MvsNetwork(SMALL), MvsNetwork(SMALL), bank, settings)
 
 
+def test_a_training_that_goes_on_after_the_completion_alone_lets_the_rate_rise_anew(real, tmp_path):
+    bank = StereoBank([real], torch.device("cpu"), 0)
+    settings = replace(SETTINGS, completion_seconds=1e6)
+    first = StereoTrainer(MvsNetwork(COMPLETED), MvsNetwork(COMPLETED), bank, settings)
+    list(first.run())
+    first.save(tmp_path / "state.safetensors")
+    later = replace(settings, completion_seconds=first.seconds, max_steps=4)
+    second = StereoTrainer(MvsNetwork(COMPLETED), MvsNetwork(COMPLETED), bank, later)
+    second.resume(tmp_path / "state.safetensors")
+    list(second.run())
+    assert second.first_step == 3
+    assert second.alone is None
+    # All have learned now: whoever goes on from there goes on at full rate.
+    second.save(tmp_path / "state.safetensors")
+    third = StereoTrainer(MvsNetwork(COMPLETED), MvsNetwork(COMPLETED), bank, later)
+    third.resume(tmp_path / "state.safetensors")
+    third._finder()
+    assert third.first_step == 0
+
+
+def test_worlds_have_a_share_of_their_own_and_give_no_textures(real):
+    world = replace(real, photos=torch.zeros_like(real.photos))
+    plain = StereoBank([real], torch.device("cpu"), 0)
+    bank = StereoBank([real], torch.device("cpu"), 0, worlds=[world] * 50, world_share=0.5)
+    assert torch.equal(bank.atlas.texels, plain.atlas.texels)
+    groups = [bank._real(2, (32, 48)) for _ in range(60)]
+    dark = [float(g.images.mean()) == 0 for g in groups if g is not None]
+    assert 0.2 < sum(dark) / len(dark) < 0.8
+
+
 def test_a_mirrored_group_agrees_with_itself(real):
     group = cut_group(real, [0, 1, 2], (32, 48), torch.Generator().manual_seed(3))
     mirrored = mirror_group(group)

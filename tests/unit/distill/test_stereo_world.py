@@ -36,6 +36,9 @@ def test_it_comes_back_as_a_scene_with_wide_gaps(world, tmp_path):
     assert torch.equal(scene.angle, scene.angle.T)
 
 
-def test_another_seed_is_another_world(world):
-    other = photograph_world(6, None, long_side=64, num_views=9, device=torch.device("cpu"))
-    assert not torch.equal(other.photos, world.photos)
+def test_another_seed_is_another_world_and_some_photos_stand_upright(world):
+    other = photograph_world(5, None, long_side=64, num_views=9, device=torch.device("cpu"))
+    assert other.photos.shape[-2:] == (64, 48)
+    assert (other.cameras.height, other.cameras.width) == (64, 48)
+    assert (other.inverse_depth > 0).float().mean() > 0.3
+    assert other.photos.shape != world.photos.shape

@@ -14,6 +14,7 @@ from fvgen_recon.pointcloud.depth_range import (
     plane_depths,
     widen_near,
 )
+from fvgen_recon.pointcloud.mvs import estimator
 from fvgen_recon.pointcloud.mvs.checkpoint import (
     SHIPPED,
     average_mvs,
@@ -228,13 +229,25 @@ def test_one_view_is_refused(weights):
         LearnedStereo(weights=weights).estimate(make_scene(1))
 
 
-def test_gradients_reach_every_weight():
+@pytest.mark.parametrize("num_completion", [0, 1])
+def test_gradients_reach_every_weight(num_completion):
     torch.manual_seed(0)
     scene, depth = make_stage()
     images = torch.nn.functional.pad(scene.images, (0, 0, 0, 4), mode="replicate")
-    network = MvsNetwork(SMALL)
+    has_completion = num_completion > 0
+    more = replace(
+        SMALL,
+        num_completion=num_completion,
+        completion_width=32,
+        is_semantic=has_completion,
+    )
+    network = MvsNetwork(more)
     for part in (network.coarse, network.fine):
         torch.nn.init.normal_(part.leave.weight, std=0.1)
+    if network.completion is not None:
+        inner = network.completion
+        for layer in (inner.leave, inner.eighth, inner.sixteenth):
+            torch.nn.init.normal_(layer.weight, std=0.1)
     for part in (network.raise_coarse, network.raise_fine):
         torch.nn.init.normal_(part.net[2].weight, std=0.1)
     span = find_depth_span(scene.images, scene.cameras)
@@ -244,7 +257,7 @@ def test_gradients_reach_every_weight():
     stages = (result.coarse.index, result.fine.index, result.start, result.confidence_logit)
     loss = (result.inverse_depth - truth).abs().mean() + sum(s.abs().mean() for s in stages)
     loss.backward()
-    still = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    still = [n for n, p in network.trained_weights().items() if p.grad is None or not p.grad.any()]
     assert not still
 
 
@@ -342,6 +355,27 @@ def test_the_mean_of_weights_lies_between_them():
     assert torch.allclose(mean.get_parameter(name), (first + second) / 2)
     with pytest.raises(WeightsError, match="one config"):
         average_mvs([networks[0], MvsNetwork(replace(SMALL, num_planes=32))])
+
+
+def test_the_network_searches_the_widened_range(weights, monkeypatch):
+    scene, _ = make_stage()
+    span = torch.tensor([0.05, 0.5]).expand(3, 2)
+    seen = []
+
+    def search(network, images, cameras, span, **options):
+        seen.append(span)
+        return torch.ones(images[:, 0].shape), torch.ones(images[:, 0].shape)
+
+    found = span, torch.zeros(3)
+    monkeypatch.setattr(estimator, "find_matched_span", lambda *scene: found)
+    monkeypatch.setattr(estimator, "apply_network", search)
+    LearnedStereo(weights=weights).estimate_depth(scene)
+    assert torch.allclose(seen[0], torch.tensor([0.05, 0.75]).expand(3, 2))
+
+
+def test_features_of_imagenet_need_a_completion():
+    with pytest.raises(InputError, match="num_completion"):
+        replace(SMALL, is_semantic=True)
 
 
 def test_the_near_end_moves_where_little_is_matched():

@@ -15,20 +15,18 @@ Usage:
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 import tyro
 
-from fvgen_recon.distill.pack import PackedScene, read_pack
-from fvgen_recon.distill.source import photo_crops
-from fvgen_recon.distill.stereo.bank import RealScene, StereoBank, prepare_scene
+from fvgen_recon.distill.pack import PackedScene
+from fvgen_recon.distill.stereo.bank import StereoBank
+from fvgen_recon.distill.stereo.preparation import Preparation, prepare_training, read_tracked
 from fvgen_recon.distill.stereo.training import StereoProgress, StereoSettings, StereoTrainer
-from fvgen_recon.distill.stereo.truth import TruthSettings, find_truth, load_truth, save_truth
-from fvgen_recon.distill.stereo.world import load_world, photograph_world, save_world
+from fvgen_recon.distill.stereo.truth import TruthSettings
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.depth import (
     DepthCase,
@@ -117,130 +115,12 @@ class Arguments:
 
 
 START = time.monotonic()
-_WORLD = "procedural-"
+_STATE = "state.safetensors"
 
 
 def say(text: str) -> None:
     """Print with the time since the start."""
     print(f"[{time.monotonic() - START:6.1f} s] {text}", flush=True)
-
-
-def read_scenes(path: Path, args: Arguments) -> tuple[PackedScene, ...]:
-    """Read a pack, restricted to the scenes asked for."""
-    scenes = read_pack(path)
-    if any(scene.tracks is None for scene in scenes):
-        raise InputError(f"{path} holds no tracks: pack it with scripts/pack_scenes.py --tracks.")
-    return tuple(s for s in scenes if not args.only_scenes or s.name in args.only_scenes)
-
-
-def measure_depth_of(scene: PackedScene, args: Arguments, path: Path, device: torch.device) -> None:
-    """Measure the depth of a scene's photos from all of them."""
-    truth = find_truth(scene, args.truth, device)
-    save_truth(path, truth)
-    say(
-        f"depth of {scene.name}: {len(scene)} photos, {100 * truth.dense_share:.0f} % known, "
-        f"of the sparse points {100 * truth.right_2:.0f} % within 2 %, "
-        f"{100 * truth.right_5:.0f} % within 5 %"
-    )
-
-
-def photograph(
-    seed: int, scenes: Sequence[PackedScene], args: Arguments, path: Path, device: torch.device
-) -> None:
-    """Photograph a world with textures of some of the scenes' photos."""
-    crops = photo_crops(scenes, 12, 256, torch.Generator().manual_seed(seed))
-    long_side = max(scenes[0].cameras.height, scenes[0].cameras.width)
-    try:
-        world = photograph_world(
-            seed, crops, long_side=long_side, num_views=args.world_views, device=device
-        )
-    except InputError as error:
-        say(f"world {seed} is left out: {error}")
-        return
-    save_world(path, world)
-    say(f"world {seed}: {args.world_views} photos")
-
-
-def all_jobs(args: Arguments) -> list[str]:
-    """Names of what has to be known before training: scenes, the largest first, then worlds."""
-    scenes = sorted(read_scenes(args.train, args), key=len, reverse=True)
-    return [scene.name for scene in scenes] + world_names(args)
-
-
-def world_names(args: Arguments) -> list[str]:
-    """Names of the worlds; other settings have other names, so that none is taken for another."""
-    return [f"{_WORLD}{args.world_views}-{seed}" for seed in range(args.worlds)]
-
-
-def work_off(jobs: Iterator[str], worker: int, args: Arguments, cache: Path) -> None:
-    """Do what the cache lacks, job after job: depth of a scene by its name, a world by its seed."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", worker % torch.cuda.device_count())
-    scenes = {scene.name: scene for scene in read_scenes(args.train, args)}
-    for name in jobs:
-        path = cache / f"{name}.safetensors"
-        if path.exists():
-            continue
-        if name in scenes:
-            measure_depth_of(scenes[name], args, path, device)
-        else:
-            photograph(int(name.split("-")[-1]), tuple(scenes.values()), args, path, device)
-
-
-def work_in_process(jobs: "mp.Queue[str]", worker: int, args: Arguments, cache: Path) -> None:
-    """Work until an empty name comes, as one of several processes."""
-    torch.set_num_threads(1)
-    work_off(iter(jobs.get, ""), worker, args, cache)
-
-
-def find_all_truth(args: Arguments, cache: Path) -> None:
-    """Find what the cache lacks, in several processes."""
-    if args.num_workers == 0:
-        work_off(iter(all_jobs(args)), 0, args, cache)
-        return
-    context = mp.get_context("spawn")
-    jobs = context.Queue()
-    for name in [*all_jobs(args), *[""] * args.num_workers]:
-        jobs.put(name)
-    workers = [
-        context.Process(target=work_in_process, args=(jobs, i, args, cache))
-        for i in range(args.num_workers)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    jobs.cancel_join_thread()  # else jobs that nobody took would keep this process at its end
-    failed = sum(worker.exitcode != 0 for worker in workers)
-    if failed:
-        raise FvgenError(
-            f"{failed} of {len(workers)} processes that measure depth or photograph worlds failed: "
-            "see their messages above. What is done is kept; run it again, with fewer of them "
-            "(--num-workers) where memory was short."
-        )
-
-
-def prepare_scenes(args: Arguments, cache: Path, device: torch.device) -> list[RealScene]:
-    """Decode all scenes whose depth is known."""
-    ready = []
-    for scene in read_scenes(args.train, args):
-        truth = load_truth(cache / f"{scene.name}.safetensors")
-        prepared = prepare_scene(scene, truth.inverse_depth, device)
-        if prepared is None:
-            say(f"{scene.name} is left out: no two views with known depth fit")
-        else:
-            ready.append(prepared)
-    if not ready:
-        raise FvgenError("No training scene has known depth: are photos and poses right?")
-    return ready
-
-
-def prepare_worlds(args: Arguments, cache: Path, device: torch.device) -> list[RealScene]:
-    """Read the worlds that had room for a walk."""
-    paths = [cache / f"{name}.safetensors" for name in world_names(args)]
-    worlds = [load_world(path, device) for path in paths if path.exists()]
-    return [world for world in worlds if world is not None]
 
 
 def first_network(args: Arguments) -> MvsNetwork:
@@ -251,8 +131,8 @@ def first_network(args: Arguments) -> MvsNetwork:
         return started
     network = MvsNetwork(args.network) if started is None else grow_mvs(started, args.network)
     semantic = network.completion.semantic if network.completion is not None else None
-    had_semantic = started is not None and started.config.is_semantic
-    if semantic is not None and not had_semantic:
+    is_known = started is not None and started.config.is_semantic
+    if semantic is not None and not is_known and not (args.out / _STATE).exists():
         semantic.load_state_dict(load_efficientnet(features=args.features).state_dict())
     return network
 
@@ -267,7 +147,7 @@ def make_trainer(args: Arguments, bank: StereoBank, device: torch.device) -> Ste
     trainer = StereoTrainer(
         network.train().to(device), average.to(device).requires_grad_(False), bank, args.settings
     )
-    state = args.out / "state.safetensors"
+    state = args.out / _STATE
     if state.exists():
         trainer.resume(state)
         say(f"goes on from step {trainer.step}, {trainer.seconds:.0f} s")
@@ -283,7 +163,7 @@ def save(args: Arguments, trainer: StereoTrainer, curve: Sequence[dict]) -> None
         "seed": args.seed,
     }
     save_mvs(args.out / "weights", trainer.average, training)
-    trainer.save(args.out / "state.safetensors")
+    trainer.save(args.out / _STATE)
     content = {"machine": describe_machine(), "training": training, "curve": list(curve)}
     write_json(args.out / "curve.json", content)
 
@@ -369,7 +249,7 @@ def evaluate(args: Arguments, device: torch.device) -> None:
     estimators |= {"mvs": learned, "mvs, filled": replace(learned, fill=True)}
     figures: list[tuple[str, DepthFigures]] = []
     rows = []
-    for packed in read_scenes(args.val, args):
+    for packed in read_tracked(args.val, args.only_scenes):
         points, cases = validation_cases(packed, args)
         panels = []
         for case in cases:
@@ -400,15 +280,18 @@ def main(args: Arguments) -> None:
     if args.measure_only or args.average:
         evaluate(args, device)
         return
-    cache = args.cache or args.out / "truth"
-    find_all_truth(args, cache)
-    bank = StereoBank(
-        prepare_scenes(args, cache, device),
-        device,
-        args.seed,
-        worlds=prepare_worlds(args, cache, device),
-        world_share=args.world_share,
+    wanted = Preparation(
+        pack=args.train,
+        cache=args.cache or args.out / "truth",
+        only_scenes=args.only_scenes,
+        truth=args.truth,
+        num_workers=args.num_workers,
+        num_worlds=args.worlds,
+        world_views=args.world_views,
+        say=say,
     )
+    scenes, worlds = prepare_training(wanted, device)
+    bank = StereoBank(scenes, device, args.seed, worlds=worlds, world_share=args.world_share)
     trainer = make_trainer(args, bank, device)
     millions = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     known = f"{len(bank.scenes)} scenes, {len(bank.worlds)} worlds"

@@ -39,7 +39,7 @@ class Bench:
 def _command(folder: Path, *more: str) -> list[str]:
     return [
         sys.executable, str(ROOT / "benchmarks" / "run.py"), "folder", "--data", "scenes",
-        "--views", "3", "--iterations", "12", "--long-side", "96", "--frames-long-side", "96",
+        "--views", "3", "--iterations", "6", "--long-side", "96", "--frames-long-side", "96",
         "--work", "work", "--out", "result.json", "--parallel", "2", "--device", "cpu", *more,
     ]  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_one_training_gives_the_splat_and_its_refined_renders(bench: Bench) -> N
     assert len(list(bench.folder.glob("work/**/fvgen-splat-none*/run"))) == 1
     assert refined.num_gaussians == plain.num_gaussians
     assert refined.overrides == ("pipeline.refine.generator=fill",)
-    assert refined.means["psnr"] > plain.means["psnr"] + 0.1  # 12 steps leave the splat raw
+    assert refined.means["psnr"] > plain.means["psnr"] + 0.3  # so few steps leave the splat raw
     seconds = refined.seconds
     assert seconds["refine_view"] == pytest.approx(seconds["refine"] / len(refined.views))
     added = seconds["refine"] + seconds["refine_load"]

@@ -84,8 +84,8 @@ def _join_stages(parts: list[StageResult]) -> StageResult:
     return StageResult(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
 
-def _choose(found: StageResult) -> StageResult:
-    """Choose the depth by the logits."""
+def _read_depth(found: StageResult) -> StageResult:
+    """Return the same with the depth that its logits say."""
     index = peak_index(found.logits, 3)
     depth = found.first + index * found.spacing[:, None, None]
     return replace(found, index=index, inverse_depth=depth)
@@ -247,7 +247,7 @@ class MvsNetwork(nn.Module):
         clues = _gather_clues(found, cameras, sources)
         with self._mixed(clues):
             added, kept = self.completion(images, context, clues, sources)
-        return _choose(replace(found, logits=kept * found.logits + added))
+        return _read_depth(replace(found, logits=kept * found.logits + added))
 
     def _match_near(
         self,

@@ -16,12 +16,13 @@ _log = logging.getLogger(__name__)
 
 WARM_UP = 2
 """Calls before a recording: kernels compile, and algorithms of convolutions are searched."""
-_KEPT = 4
-"""Shapes whose recordings are kept, since they hold memory; a further one takes their place."""
+_KEPT = 8
+"""Recordings that are kept, two a shape of a student's clips, since they hold memory; a further one
+takes their place."""
 
 Result = TypeVar("Result")
-Step = Callable[[Tensor, Tensor], Tensor]
-"""Maps x_t [B C T h w] and t [B] to the network's output [B C T h w]."""
+Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Maps x_t [B C T h w] and t [B] to what the network makes of them."""
 Errors = Literal["global", "thread_local"]
 
 
@@ -88,7 +89,7 @@ class _Recording:
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]
     """x_t, t and what the evaluations of a clip share."""
-    output: Tensor
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,14 +114,15 @@ class StepRecorder:
     a viewer asks for frames while an evaluation runs. The memory goes with the recorder.
     """
 
-    def __init__(self, network: nn.Module, evaluate: Callable[..., Tensor]) -> None:
+    def __init__(self, network: nn.Module, evaluate: Callable[..., tuple[Tensor, ...]]) -> None:
         """Take a network.
 
         Args:
             network: Whose weights the evaluations read. They may change in place; where they have
                 moved, evaluations are recorded again.
-            evaluate: Maps x_t, t and the tensors that the evaluations of a clip share to the
-                network's output.
+            evaluate: Maps x_t, t and the tensors that evaluations of a clip share to what the
+                network makes of them. Evaluations that share another number of tensors are recorded
+                on their own.
         """
         self._network = network
         self._evaluate = evaluate
@@ -137,13 +139,13 @@ class StepRecorder:
         """Return the evaluation of a clip.
 
         Args:
-            shared: What all evaluations of the clip share.
+            shared: What these evaluations of the clip share.
         """
         with self._turn:
             self._forget_moved()
         clip = object()
 
-        def step(x_t: Tensor, t: Tensor) -> Tensor:
+        def step(x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             inputs = (x_t, t, *shared)
             if _is_recordable(inputs):
                 with self._turn:
@@ -176,7 +178,7 @@ class StepRecorder:
             kept = tuple(x.clone() for x in inputs)
             if self._room is None or not any(self._made.values()):
                 self._room = _make_room(kept[0].device)
-            graph, output = record_call(
+            graph, outputs = record_call(
                 partial(self._evaluate, *kept),
                 self._room.pool,
                 warm_up=0,
@@ -188,15 +190,15 @@ class StepRecorder:
                 _log.warning("Frames are made kernel by kernel, which takes longer: %s", error)
             self._is_told = True
             return None
-        return _Recording(replay=graph.replay, inputs=kept, output=output)
+        return _Recording(replay=graph.replay, inputs=kept, outputs=outputs)
 
 
-def _replay(recording: _Recording, inputs: tuple[Tensor, ...]) -> Tensor:
+def _replay(recording: _Recording, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     for place, value in zip(recording.inputs, inputs, strict=True):
         place.copy_(value)
     recording.replay()
     # The next replay overwrites what it returns.
-    return recording.output.clone()
+    return tuple(output.clone() for output in recording.outputs)
 
 
 def _is_recordable(tensors: tuple[Tensor, ...]) -> bool:

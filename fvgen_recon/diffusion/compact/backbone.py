@@ -1,5 +1,6 @@
 """The compact denoising network: a 2-D UNet over frames with temporal mixing."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from fvgen_recon.diffusion.compact.config import CompactConfig
 from fvgen_recon.diffusion.compact.head import CopyHead, Renders
 from fvgen_recon.diffusion.compact.layer import Attention, Block, TimeEmbedding, rotary_phase
 from fvgen_recon.errors import InputError
+
+NUM_PREPARED = 5
+"""How many tensors `Prepared.tensors` returns."""
 
 
 class Prepared(NamedTuple):
@@ -105,17 +109,34 @@ class CompactBackbone(nn.Module):
         return_mid: bool = False,
     ) -> tuple[Float[Tensor, "B C T h w"], tuple[Tensor, ...]]:
         """Return what a call returns, of clips whose condition was prepared."""
-        batch = x_t.shape[0]
         level = self._level(t)
         emb = self.time(level)
-        bottom, skip2, skip1 = self._encode(x_t, emb, prepared.first, prepared.phase)
-        x = self.grow2(_run(self.up3, bottom, emb))
-        x = _run(self.up2, self.join2(torch.cat([x, skip2], dim=1)), emb)
-        x = self.join1(torch.cat([self.grow1(x), skip1], dim=1))
-        levels = level.repeat_interleave(x_t.shape[2])
-        x0 = self.head(_run(self.up1, x, emb), prepared.renders, _to_maps(x_t), levels)
-        mid = tuple(_to_clips(f, batch) for f in (bottom, skip2, skip1)) if return_mid else ()
-        return _to_clips(x0, batch), mid
+        bottom, *skips = self._encode(x_t, emb, prepared.first, prepared.phase)
+        x = self._decode(self._rise(bottom, emb), skips, emb)
+        x0 = self._finish(x, level, x_t, prepared)
+        mid = tuple(_to_clips(f, len(x_t)) for f in (bottom, *skips)) if return_mid else ()
+        return x0, mid
+
+    def take_step(
+        self,
+        x_t: Float[Tensor, "B C T h w"],
+        t: Shaped[Tensor, "B"],
+        prepared: Prepared,
+        deep: Float[Tensor, "N D h2 w2"] | None = None,
+    ) -> tuple[Float[Tensor, "B C T h w"], Float[Tensor, "N D h2 w2"]]:
+        """Return x0 as `denoise` does, and what the levels below 1/(2 patch) make of the clip.
+
+        Given that of an earlier step as `deep`, these levels are not computed anew: what is coarse
+        hardly changes from step to step (Ma et al., "DeepCache: Accelerating Diffusion Models for
+        Free", CVPR 2024).
+        """
+        level = self._level(t)
+        emb = self.time(level)
+        skips = self._enter(x_t, emb, prepared.first)
+        if deep is None:
+            deep = self._rise(self._descend(skips[0], emb, prepared.phase), emb)
+        x = self._decode(deep, skips, emb)
+        return self._finish(x, level, x_t, prepared), deep
 
     def features(
         self, x_t: Float[Tensor, "B C T h w"], t: Shaped[Tensor, "B"], condition: Condition
@@ -158,12 +179,31 @@ class CompactBackbone(nn.Module):
 
     def _encode(self, x_t: Tensor, emb: Tensor, first: Tensor, phase: Tensor) -> tuple[Tensor, ...]:
         """Return bottleneck and skips as maps."""
+        skip2, skip1 = self._enter(x_t, emb, first)
+        return self._descend(skip2, emb, phase), skip2, skip1
+
+    def _enter(self, x_t: Tensor, emb: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the skips, coarse and fine."""
         # A convolution of channels side by side is the sum of their convolutions.
         noisy = self._convolve(_to_maps(x_t), self.stem.weight[:, : self.config.latent_channels])
         skip1 = _run(self.down1, first + noisy, emb)
-        skip2 = _run(self.down2, self.shrink1(skip1), emb)
-        deep = _run(self.down3, self.shrink2(skip2), emb)
-        return self._bottom(deep, emb, phase), skip2, skip1
+        return _run(self.down2, self.shrink1(skip1), emb), skip1
+
+    def _descend(self, skip2: Tensor, emb: Tensor, phase: Tensor) -> Tensor:
+        return self._bottom(_run(self.down3, self.shrink2(skip2), emb), emb, phase)
+
+    def _rise(self, bottom: Tensor, emb: Tensor) -> Tensor:
+        return self.grow2(_run(self.up3, bottom, emb))
+
+    def _decode(self, deep: Tensor, skips: Sequence[Tensor], emb: Tensor) -> Tensor:
+        x = _run(self.up2, self.join2(torch.cat([deep, skips[0]], dim=1)), emb)
+        x = self.join1(torch.cat([self.grow1(x), skips[1]], dim=1))
+        return _run(self.up1, x, emb)
+
+    def _finish(self, x: Tensor, level: Tensor, x_t: Tensor, prepared: Prepared) -> Tensor:
+        """Return x0 of the clips from the last features."""
+        levels = level.repeat_interleave(x_t.shape[2])
+        return _to_clips(self.head(x, prepared.renders, _to_maps(x_t), levels), len(x_t))
 
     def _bottom(self, x: Tensor, emb: Tensor, phase: Tensor) -> Tensor:
         for index, attention in enumerate(self.attention):

@@ -23,20 +23,21 @@ class Gpu:
         self.is_full = False
         self.pools: list[object] = []
 
-    def record_call(self, call: Callable[[], Tensor], pool: Any, **options: Any) -> Any:
+    def record_call(self, call: Callable[[], tuple[Tensor, ...]], pool: Any, **options: Any) -> Any:
         self.pools.append(pool)
         if self.is_full:
             raise RuntimeError("out of memory")
         self.num_recorded += 1
-        output = call()
+        outputs = call()
         gpu = self
 
         class Graph:
             def replay(self) -> None:
                 gpu.num_replayed += 1
-                output.copy_(call())
+                for place, value in zip(outputs, call(), strict=True):
+                    place.copy_(value)
 
-        return Graph(), output
+        return Graph(), outputs
 
 
 class Network(nn.Module):
@@ -45,9 +46,10 @@ class Network(nn.Module):
         self.weight = nn.Parameter(torch.tensor(2.0))
         self.num_plain = 0
 
-    def evaluate(self, x_t: Tensor, t: Tensor, shared: Tensor) -> Tensor:
+    def evaluate(self, x_t: Tensor, t: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
         self.num_plain += 1
-        return self.weight * x_t + t + shared
+        output = self.weight * x_t + t + sum(shared)
+        return output, -output
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def make_clip(recorder: StepRecorder, value: float, size: int = 3) -> list[list[
     """Two steps of a clip."""
     step = recorder.for_clip(torch.full((size,), value))
     inputs = [(torch.full((size,), 1.0 + i), torch.tensor(10 * i)) for i in range(2)]
-    return [step(*both).tolist() for both in inputs]
+    outputs = [step(*both) for both in inputs]
+    assert all(torch.equal(second, -first) for first, second in outputs)
+    return [first.tolist() for first, _ in outputs]
 
 
 def expected(value: float, size: int = 3) -> list[list[float]]:
@@ -87,7 +91,7 @@ def test_outputs_outlive_the_next_replay(gpu: Gpu):
     make_clip(recorder, 0.0)
     with torch.no_grad():
         step = recorder.for_clip(torch.zeros(3))
-        first = step(torch.ones(3), torch.tensor(0))
+        first, _ = step(torch.ones(3), torch.tensor(0))
         step(torch.full((3,), 5.0), torch.tensor(0))
     assert first.tolist() == [2, 2, 2]
     assert gpu.num_replayed == 2
@@ -102,8 +106,20 @@ def test_each_shape_and_type_has_its_own_recording(gpu: Gpu):
     with torch.no_grad():
         for _ in range(2):  # A time that is no whole number must not be cut off.
             step = recorder.for_clip(torch.ones(3))
-            assert step(torch.ones(3), torch.tensor(0.5)).tolist() == [3.5, 3.5, 3.5]
+            assert step(torch.ones(3), torch.tensor(0.5))[0].tolist() == [3.5, 3.5, 3.5]
     assert gpu.num_recorded == 3
+
+
+def test_steps_that_share_more_have_their_own_recording(gpu: Gpu):
+    network = Network()
+    recorder = StepRecorder(network, network.evaluate)
+    one, ten = torch.ones(3), torch.full((3,), 10.0)
+    with torch.no_grad():
+        for _ in range(2):
+            first = recorder.for_clip(one)(one, torch.tensor(0))
+            second = recorder.for_clip(one, ten)(one, torch.tensor(0))
+            assert (first[0].tolist(), second[0].tolist()) == ([3.0] * 3, [13.0] * 3)
+    assert (gpu.num_recorded, gpu.num_replayed) == (2, 2)
 
 
 def test_old_shapes_make_room(gpu: Gpu):
@@ -175,7 +191,7 @@ def test_threads_take_turns(gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
         make_clip(recorder, 0.0)
     replay = recording._replay
 
-    def slow(kept: recording._Recording, inputs: tuple[Tensor, ...]) -> Tensor:
+    def slow(kept: recording._Recording, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         def wait() -> None:
             time.sleep(0.05)  # Others could overwrite the inputs here.
             kept.replay()

@@ -82,6 +82,22 @@ def test_a_prepared_clip_gives_what_a_call_gives(dtype, gate, num_alternatives):
         torch.testing.assert_close(backbone(x, t, condition)[0], together, atol=1e-5, rtol=0)
 
 
+def test_a_step_goes_on_from_what_an_earlier_one_found_deepest():
+    backbone = make_backbone()
+    x, t, condition = make_inputs()
+    with torch.no_grad():
+        prepared = backbone.prepare(condition)
+        first, deep = backbone.take_step(x, t, prepared)
+        torch.testing.assert_close(first, backbone.denoise(x, t, prepared)[0], atol=1e-6, rtol=0)
+        again, kept = backbone.take_step(x, t, prepared, deep)
+        torch.testing.assert_close(again, first, atol=1e-6, rtol=0)
+        assert kept is deep
+        moved, _ = backbone.take_step(x, t, prepared, deep + 1)
+        later, _ = backbone.take_step(x, t // 3, prepared, deep)
+    assert (moved - first).abs().max() > 1e-4  # It counts,
+    assert (later - first).abs().max() > 1e-4  # and so does the step itself.
+
+
 def test_the_first_convolution_is_one_over_noise_and_condition():
     backbone = make_backbone()
     x, t, condition = make_inputs()

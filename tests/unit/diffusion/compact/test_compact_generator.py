@@ -77,7 +77,7 @@ def test_seed_decides(folder, num_steps):
 
 
 def test_the_condition_is_read_once_a_clip_and_noise_is_that_of_the_sampler(folder, monkeypatch):
-    generator = load_generator(folder, fast=False)
+    generator = replace(load_generator(folder, fast=False), keeps_deep=False)
     guidance = make_guidance(4, 16, 24)
     reads = []
     prepare = CompactBackbone.prepare
@@ -101,6 +101,34 @@ def test_the_condition_is_read_once_a_clip_and_noise_is_that_of_the_sampler(fold
     torch.testing.assert_close(frames[inner], wanted, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("role", "num_passes"), [("student", 1), ("teacher", 4)])
+def test_a_student_goes_through_its_deepest_levels_once_a_clip(
+    tmp_path, monkeypatch, role, num_passes
+):
+    save_compact(tmp_path / role, make_backbone(), role=role, num_steps=4)
+    generator = load_generator(tmp_path / role, fast=False)
+    guidance, passes, deeps = make_guidance(4, 16, 24), [], []
+    bottom, take_step = CompactBackbone._bottom, CompactBackbone.take_step
+
+    def count(self, x, emb, phase):
+        passes.append(1)
+        return bottom(self, x, emb, phase)
+
+    def listen(self, *inputs):
+        output = take_step(self, *inputs)
+        deeps.append(output[1])
+        return output
+
+    monkeypatch.setattr(CompactBackbone, "_bottom", count)
+    monkeypatch.setattr(CompactBackbone, "take_step", listen)
+    frames = generator.generate(guidance, seed=5)
+    assert (len(passes), len(deeps)) == (num_passes, 4)
+    assert all((deep is deeps[0]) == (num_passes == 1) for deep in deeps[1:])
+    generator.generate(make_guidance(4, 16, 24, seed=7), seed=5)
+    assert len(passes) == 2 * num_passes  # A clip goes on from its own.
+    assert torch.equal(generator.generate(guidance, seed=5), frames)
+
+
 def test_a_recorder_only_where_asked_for(folder):
     assert load_generator(folder, record=False).recorder is None
     generator = load_generator(folder)
@@ -119,7 +147,7 @@ def test_large_clips_are_not_recorded(folder, monkeypatch):
     monkeypatch.setattr(module, "_RECORDED_PX", 4 * 32 * 48)
     for height, width in ((32, 48), (25, 40), (48, 48)):
         generator.generate(make_guidance(4, height, width), seed=0)
-    assert len(asked) == 2
+    assert len(asked) == 4  # Of a student's clip the first step and those that go on from it.
 
 
 def test_bfloat16_is_close(folder):

@@ -249,7 +249,8 @@ def judge(pixels: Pixels, models: dict[str, TrustModel], args: Arguments) -> dic
 
 def draw(path: Path, results: dict[str, dict[str, Reliability]]) -> None:
     """Plot claimed against measured agreement, and against error."""
-    figure, axes = plt.subplots(2, len(results), figsize=(4 * len(results), 7), squeeze=False)
+    size = (4 * len(results), 7)
+    figure, axes = plt.subplots(2, len(results), figsize=size, squeeze=False, layout="constrained")
     for column, (name, kinds) in enumerate(results.items()):
         top, bottom = axes[:, column]
         top.plot([0, 1], [0, 1], color="grey", linewidth=1)

@@ -14,6 +14,7 @@ import tyro
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
 from fvgen_recon.diffusion.compact.checkpoint import (
     add_change,
+    average_compact,
     load_compact,
     read_card,
     save_compact,
@@ -39,6 +40,8 @@ class Arguments:
     """How it is sampled; as it was kept otherwise."""
     storage: Storage = "int8"
     """How weights are kept; eight bits halve the size."""
+    average: tuple[Path, ...] = ()
+    """Folders of further trainings that began at the same weights: the mean of all is written."""
     change: tuple[Path, Path] | None = None
     """Start and end of another training of a relative, whose change is added to the weights."""
 
@@ -53,6 +56,8 @@ def main(args: Arguments) -> None:
     """Load, check, write."""
     card = read_card(args.weights)
     backbone = _backbone(args.weights)
+    if args.average:
+        backbone = average_compact([backbone, *(_backbone(path) for path in args.average)])
     if args.change is not None:
         backbone = add_change(backbone, *(_backbone(path) for path in args.change))
     written = save_compact(

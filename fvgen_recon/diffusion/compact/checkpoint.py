@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -262,3 +262,26 @@ def add_change(
     old, new = before.state_dict(), after.state_dict()
     moved.load_state_dict({k: v + (new[k] - old[k]) for k, v in backbone.state_dict().items()})
     return moved
+
+
+def average_compact(networks: Sequence[CompactBackbone]) -> CompactBackbone:
+    """Return the mean of the weights of trainings that began at the same weights.
+
+    M. Wortsman et al., "Model soups", ICML 2022. What detail is left to (`fine_power`) may differ;
+    the first network's counts.
+
+    Raises:
+        WeightsError: The networks differ in shape.
+    """
+    first = networks[0]
+    power = first.config.fine_power
+    shapes = {replace(network.config, fine_power=power) for network in networks}
+    if len(shapes) != 1:
+        raise WeightsError(
+            "Networks of one shape were expected, to take the mean of their weights: "
+            f"{len(shapes)} shapes came."
+        )
+    states = [network.state_dict() for network in networks]
+    mean = CompactBackbone(first.config).to(next(first.parameters()))
+    mean.load_state_dict({k: torch.stack([s[k] for s in states]).mean(dim=0) for k in states[0]})
+    return mean

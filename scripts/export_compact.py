@@ -18,6 +18,7 @@ from fvgen_recon.diffusion.compact.checkpoint import (
     load_compact,
     read_card,
     save_compact,
+    widen,
 )
 from fvgen_recon.diffusion.sampler import FewStepKind
 from fvgen_recon.errors import FvgenError
@@ -38,6 +39,8 @@ class Arguments:
     """Steps that it is used with by default; those it was kept with otherwise."""
     sampler: FewStepKind | None = None
     """How it is sampled; as it was kept otherwise."""
+    fine_power: float | None = None
+    """How firmly detail is mixed (`CompactConfig.fine_power`); as in training otherwise."""
     storage: Storage = "int8"
     """How weights are kept; eight bits halve the size."""
     average: tuple[Path, ...] = ()
@@ -60,6 +63,14 @@ def main(args: Arguments) -> None:
         backbone = average_compact([backbone, *(_backbone(path) for path in args.average)])
     if args.change is not None:
         backbone = add_change(backbone, *(_backbone(path) for path in args.change))
+    config = backbone.config
+    backbone = widen(
+        backbone,
+        gate=config.gate,
+        num_alternatives=config.num_alternatives,
+        hints=config.hints,
+        fine_power=args.fine_power,
+    )
     written = save_compact(
         args.out,
         backbone,

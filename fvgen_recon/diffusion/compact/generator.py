@@ -44,7 +44,7 @@ class CompactGenerator:
     dtype: torch.dtype = torch.float32
     """Type of the condition; that of the weights."""
     is_smooth: bool = False
-    """Keep only smooth colour where no point of any render lies: a network that answers with means
+    """Keep only smooth colour where no point of any render lies: a network that a regression began
     has nothing to say there, and what detail it shows is the pattern of its own upsampling."""
     keeps_deep: bool = False
     """Compute the network's deepest levels in the first step alone and keep what they made for the
@@ -250,7 +250,7 @@ def load_generator(
         num_frames=num_frames,
         sampler=sampler,
         dtype=dtype,
-        is_smooth=card.role == "regression",
+        is_smooth=card.role in ("regression", "student"),
         keeps_deep=card.role == "student",
         device=str(device),
         name=card.role,

@@ -28,12 +28,19 @@ def test_what_is_not_named_stays_as_it_was_kept(tmp_path: Path) -> None:
     main(Arguments(weights=tmp_path / "a", out=tmp_path / "b", role="student"))
     card = read_card(tmp_path / "b")
     assert (card.role, card.num_steps, card.sampler) == ("student", 4, "ode")
+    assert card.config.fine_power == 1
     named = Arguments(
-        weights=tmp_path / "a", out=tmp_path / "b", role="teacher", num_steps=8, sampler="sde"
+        weights=tmp_path / "a",
+        out=tmp_path / "b",
+        role="teacher",
+        num_steps=8,
+        sampler="sde",
+        fine_power=3.0,
     )
     main(named)
     card = read_card(tmp_path / "b")
     assert (card.role, card.num_steps, card.sampler) == ("teacher", 8, "sde")
+    assert card.config.fine_power == 3
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class Run:
         """Write curves and validation so far, and where they come from."""
         path = self.args.out / "log.json"
         partial = path.with_suffix(".partial")
-        settings = {"recipe": asdict(self.recipe), "args": plain_settings(asdict(self.args))}
+        settings = plain_settings({"recipe": asdict(self.recipe), "args": asdict(self.args)})
         content = {"machine": self.machine, **settings, **self.log}
         partial.write_text(json.dumps(content, default=str, indent=1))
         partial.replace(path)

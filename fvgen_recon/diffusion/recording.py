@@ -170,6 +170,7 @@ class StepRecorder:
             if len(self._made) == _KEPT:
                 self._made.clear()
                 self._first.clear()
+                self._first[key] = clip
             self._made[key] = self._record(inputs)
         return self._made[key]
 

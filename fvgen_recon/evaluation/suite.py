@@ -1,5 +1,6 @@
 """Benchmark suites: which scenes, which photos of them, and which of these are inputs."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from fvgen_recon.evaluation.protocol import (
 )
 from fvgen_recon.io.file import read_json, write_json
 from fvgen_recon.io.scenes import Capture, ViewSelection, load_capture, select_views
+
+_LOG = logging.getLogger(__name__)
 
 SplitRule = Callable[[str, Capture, int], Split]
 """Takes a scene's name, its capture and a number of input views."""
@@ -124,7 +127,16 @@ def open_scene(suite: Suite, folder: Path) -> Capture:
         InputError: The folder holds no scene.
     """
     capture = load_capture(folder)
-    if suite.photos is None or not (folder / suite.photos).is_dir():
+    if suite.photos is None:
+        return capture
+    if not (folder / suite.photos).is_dir():
+        _LOG.warning(
+            "%s has no %s/: its photos' own size is used, with which published tables of %s cannot "
+            "be compared.",
+            folder,
+            suite.photos,
+            suite.name,
+        )
         return capture
     reduced = folder / suite.photos
     paths = tuple(reduced / path.name for path in capture.paths)

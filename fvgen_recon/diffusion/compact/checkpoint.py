@@ -39,6 +39,14 @@ class CompactCard:
     parts: tuple[str, ...]
     """File names of the weights."""
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the frames: the weights and, unless it is 1, `fine_power`."""
+        power = self.config.fine_power
+        if power == 1:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} fine_power {power:g}".encode()).hexdigest()
+
 
 def _write(path: Path, data: bytes) -> None:
     with atomic_path(path) as partial:
@@ -165,7 +173,7 @@ def load_compact(
         backbone=backbone.to(dtype).eval(),
         schedule=FlowSchedule(num_timesteps=card.config.num_timesteps),
         name=f"compact-{card.role}",
-        weights_hash=card.sha256,
+        weights_hash=card.fingerprint,
     )
     return model, card
 

@@ -26,6 +26,10 @@ longer than the host needs to launch kernels (extrapolated: on one H200 four ste
 pixels take 78 ms replayed and 177 ms otherwise), and a recording would keep their activations."""
 
 
+_MOST_KEPT_STEPS = 4
+"""Steps up to which keeping the deepest levels was measured."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompactGenerator:
     """Makes clips of any length and size with a compact model.
@@ -44,11 +48,12 @@ class CompactGenerator:
     dtype: torch.dtype = torch.float32
     """Type of the condition; that of the weights."""
     is_smooth: bool = False
-    """Keep only smooth colour where no point of any render lies: a network that a regression began
-    has nothing to say there, and what detail it shows is the pattern of its own upsampling."""
+    """Keep only smooth colour where no point of any render lies: a network that answers with means,
+    or began as one, has nothing to say there, and what detail it shows is the pattern of its own
+    upsampling."""
     keeps_deep: bool = False
-    """Compute the network's deepest levels in the first step alone and keep what they made for the
-    others, which takes a fifth of the time away (`CompactBackbone.take_step`)."""
+    """For up to four steps: compute the network's deepest levels in the first step alone and keep
+    what they made for the others (`CompactBackbone.take_step`)."""
     device: str = "cpu"
     """Where the model lies."""
     name: str = "student"
@@ -66,7 +71,7 @@ class CompactGenerator:
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 of the weights."""
+        """SHA-256 of what decides the frames (`CompactCard.fingerprint`)."""
         return self.model.weights_hash
 
     @torch.no_grad()
@@ -112,7 +117,7 @@ class CompactGenerator:
         assert isinstance(backbone, CompactBackbone)
         shared = backbone.prepare(condition).tensors()
         step = self._bind(shared)
-        if not self.keeps_deep:
+        if not self.keeps_deep or self.num_steps > _MOST_KEPT_STEPS:
             return lambda x_t, t: step(x_t, t)[0]
         return _keep_deep(step, lambda deep: self._bind((*shared, deep)))
 

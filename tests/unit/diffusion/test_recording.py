@@ -132,8 +132,9 @@ def test_old_shapes_make_room(gpu: Gpu):
     assert gpu.num_recorded == len(sizes)
     assert len(recorder._made) == 1
     assert gpu.pools[-1] is not gpu.pools[0]
+    replayed = gpu.num_replayed
     make_clip(recorder, 1, sizes[-1])  # is still there
-    assert gpu.num_recorded == len(sizes)
+    assert (gpu.num_recorded, gpu.num_replayed) == (len(sizes), replayed + 2)
     make_clip(recorder, 1, sizes[0])  # counts as the first of its shape again
     assert gpu.num_recorded == len(sizes)
     make_clip(recorder, 1, sizes[0])

@@ -8,7 +8,7 @@ from fvgen_recon.diffusion.compact.codec import CompactCodec
 from fvgen_recon.distill.budget import distil
 from fvgen_recon.distill.cast import make_cast
 from fvgen_recon.errors import TrainingError
-from fvgen_recon.recipes.compact import distillation_stages
+from fvgen_recon.recipes.compact import distillation_stages, make_recipe
 
 STAGES = {stage.name: stage for stage in distillation_stages()}
 TRAINED = {
@@ -99,3 +99,10 @@ def test_the_adversarial_start_ends_with_a_fitted_temperature(tmp_path, name, ba
     points = list(distil(roles, cast.ema, make_bank(tmp_path / "bank"), codec, config))
     assert (float(cast.disc.temperature) != 1) == bool(fitted)
     assert ("disc/temperature" in points[-1].scalars) == bool(fitted)
+
+
+def test_the_sharp_recipe_differs_in_its_regression_and_in_how_detail_is_mixed():
+    plain, sharp = make_recipe("full"), make_recipe("sharp")
+    first = replace(plain.stages[0], perceptual_weight=1.5, perceptual_start=0.0)
+    network = replace(plain.network, fine_power=16.0)
+    assert sharp == replace(plain, network=network, stages=(first, *plain.stages[1:]))

@@ -73,13 +73,16 @@ def test_farthest_points_are_nested_and_frozen(data, tmp_path):
         choose_split(suite, "room", capture, 3, frozen)
 
 
-def test_reduced_photos_are_found_by_name_or_by_order(data, tmp_path):
+def test_reduced_photos_are_found_by_name_or_by_order(data, tmp_path, caplog):
     room = tmp_path / "room"
     shutil.copytree(data / "room", room)
     assert open_scene(SUITES["llff"], room).paths == load_capture(room).paths
+    assert "has no images_8/: its photos' own size is used" in caplog.text
+    caplog.clear()
     shutil.copytree(room / "images", room / "images_8")
     by_name = open_scene(SUITES["llff"], room)
     assert {path.parent.name for path in by_name.paths} == {"images_8"}
+    assert caplog.text == ""
     assert [p.name for p in by_name.paths] == [p.name for p in load_capture(room).paths]
     for index, path in enumerate(sorted((room / "images_8").iterdir())):
         path.rename(path.with_name(f"image{index:03d}.png"))

@@ -8,7 +8,7 @@ from unit.diffusion.compact.miniature import TINY
 from unit.diffusion.compact.test_compact_backbone import make_inputs
 
 from fvgen_recon.diffusion.compact.backbone import CompactBackbone
-from fvgen_recon.diffusion.compact.checkpoint import read_card, save_compact
+from fvgen_recon.diffusion.compact.checkpoint import load_compact, read_card, save_compact
 from fvgen_recon.diffusion.compact.head import blend_bands
 
 LOW_PASS = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
@@ -49,9 +49,14 @@ def test_folders_name_it_and_older_ones_need_not(tmp_path):
     torch.manual_seed(0)
     backbone = CompactBackbone(replace(TINY, fine_power=3.0))
     save_compact(tmp_path, backbone, role="regression", num_steps=1)
-    assert read_card(tmp_path).config.fine_power == 3
+    firm = read_card(tmp_path)
+    assert firm.config.fine_power == 3
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
     del content["config"]["fine_power"]
     file.write_text(json.dumps(content))
-    assert read_card(tmp_path).config.fine_power == 1
+    plain = read_card(tmp_path)
+    assert plain.config.fine_power == 1
+    # The same weights, and other frames.
+    assert plain.sha256 == firm.sha256 == plain.fingerprint
+    assert firm.fingerprint != plain.fingerprint == load_compact(tmp_path)[0].weights_hash

@@ -129,6 +129,9 @@ def test_a_student_goes_through_its_deepest_levels_once_a_clip(
     generator.generate(make_guidance(4, 16, 24, seed=7), seed=5)
     assert len(passes) == 2 * num_passes  # A clip goes on from its own.
     assert torch.equal(generator.generate(guidance, seed=5), frames)
+    passes.clear()
+    replace(generator, num_steps=8).generate(guidance, seed=5)
+    assert len(passes) == 8
 
 
 def test_a_recorder_only_where_asked_for(folder):

@@ -72,7 +72,7 @@ def test_it_goes_on_from_what_it_left(trained: Arguments, capsys: pytest.Capture
 def test_an_unknown_recipe_is_told(tmp_path: Path) -> None:
     nowhere = tmp_path / "nothing"
     args = Arguments(train=nowhere, val=nowhere, features=nowhere, out=tmp_path, recipe="nope")
-    with pytest.raises(InputError, match=r"no recipe `nope`: choose one of full, debug"):
+    with pytest.raises(InputError, match=r"no recipe `nope`: choose one of full, sharp, debug"):
         main(args)
 
 

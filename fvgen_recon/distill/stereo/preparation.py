@@ -4,6 +4,7 @@ Both are found in several processes off one queue and kept in a folder, so that 
 them there.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,12 @@ Say = Callable[[str], None]
 """Takes lines of progress; called in other processes too, so it must be a function of a module."""
 
 
+def _print(text: str) -> None:
+    # The built-in one could not be sent to a process once a library has put its own in its place.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
     """What to prepare, and where it is kept."""
@@ -40,7 +47,7 @@ class Preparation:
     """Procedural worlds to photograph."""
     world_views: int = 24
     """Photos of each."""
-    say: Say = print
+    say: Say = _print
 
     def scenes(self) -> tuple[PackedScene, ...]:
         """Read the scenes.

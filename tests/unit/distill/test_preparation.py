@@ -1,5 +1,7 @@
 """What a stereo training has to know is found once, by any number of processes."""
 
+import builtins
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,11 @@ def test_depth_and_worlds_are_found_once(wanted, num_workers):
     prepare_training(wanted, CPU)
     assert written == {path: path.stat().st_mtime_ns for path in wanted.cache.iterdir()}
     assert len(written) == 2
+
+
+def test_it_can_be_sent_to_a_process_whatever_print_is(wanted, monkeypatch):
+    monkeypatch.setattr(builtins, "print", lambda *words, **options: None)
+    assert pickle.loads(pickle.dumps(wanted)) == wanted
 
 
 def test_a_process_that_fails_is_told_and_does_not_hang(wanted):

@@ -126,7 +126,7 @@ class StepRecorder:
         """
         self._network = network
         self._evaluate = evaluate
-        self._first: dict[tuple, object] = {}
+        self._first: dict[tuple, object | None] = {}
         """The first clip of each shape."""
         self._made: dict[tuple, _Recording | None] = {}
         """By shape; none where it could not be recorded."""
@@ -170,7 +170,7 @@ class StepRecorder:
             if len(self._made) == _KEPT:
                 self._made.clear()
                 self._first.clear()
-                self._first[key] = clip
+                self._first[key] = None  # Not this clip: it goes on from the recording.
             self._made[key] = self._record(inputs)
         return self._made[key]
 

@@ -130,6 +130,7 @@ def test_old_shapes_make_room(gpu: Gpu):
         for _ in range(2):
             make_clip(recorder, 1, size)
     assert gpu.num_recorded == len(sizes)
+    assert gpu.num_replayed == 2 * len(sizes)  # Both steps, where room was made too.
     assert len(recorder._made) == 1
     assert gpu.pools[-1] is not gpu.pools[0]
     replayed = gpu.num_replayed

@@ -111,7 +111,7 @@ def show_file(model: Any, color: str) -> None:
     model.eval()
     model.frame_source = None  # A file holds no frames, whatever the run was set to show.
     model.gauss_params["opacities"].data = model.opacities.data  # Those that are exported.
-    model.config.num_members = 1
+    model.config.num_members, model.config.near = 1, 0.0
     model.config.unknown, model.config.background_color = "color", color
     model.background_color = get_color(color)
 

@@ -13,6 +13,9 @@ from fvgen_recon.types import PointCloud, Scene
 SOURCES = ("mvs", "plane-sweep")
 """Names of the estimators whose points are the alternatives of `stereo`, in their order."""
 _TRUSTED = 0.5
+_EPS = 1e-4
+_SURER = 2.0
+"""How much surer the sweep must be, in logits: it trusts wrong depths more often."""
 
 
 @runtime_checkable
@@ -26,7 +29,7 @@ class DepthSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CombinedStereo:
-    """The network's depth, and the sweep's where that is trusted and surer.
+    """The network's depth, and the sweep's where that is trusted and by far surer.
 
     The two fail at different places: the sweep needs texture, the network what it was trained on.
     Where neither is trusted the network goes on from what was matched elsewhere, and the sweep
@@ -58,7 +61,8 @@ class CombinedStereo:
 
 
 def _choose(network: DepthMaps, sweep: DepthMaps) -> DepthMaps:
-    is_swept = (sweep.confidence >= _TRUSTED) & (sweep.confidence > network.confidence)
+    lead = torch.logit(sweep.confidence, _EPS) - torch.logit(network.confidence, _EPS)
+    is_swept = (sweep.confidence >= _TRUSTED) & (lead > _SURER)
     return DepthMaps(
         depth=torch.where(is_swept, sweep.depth, network.depth),
         confidence=torch.where(is_swept, sweep.confidence, network.confidence),

@@ -240,8 +240,10 @@ class FvgenDataParser(DataParser):
 
         With each come its confidence, the member of the splat that it is for and the width that it
         covers on the surface, in world units (0 where no view is known). The brightness of the
-        photos and where they were taken come with them.
+        photos, where they were taken and the nearest distance that they show come with them.
         """
+        from fvgen_nerfstudio.depth import nearest_depth
+
         drawn = [self._draw(cloud) for cloud in self.members]
         kept = [cloud for cloud, _ in drawn]
         member = [torch.full((len(cloud),), i) for i, cloud in enumerate(kept)]
@@ -253,6 +255,7 @@ class FvgenDataParser(DataParser):
             "points3D_spacing": torch.cat([spacing for _, spacing in drawn]),
             "photo_brightness": 1 / self.gains,
             "photo_position": self.point_cameras.position,
+            "photo_nearest": torch.tensor(nearest_depth(self.points, self.point_cameras)),
         }
 
     @property

@@ -9,6 +9,11 @@ from torch import Tensor
 from fvgen_recon.geometry.projection import project_points
 from fvgen_recon.types import Cameras, PointCloud
 
+_TRUSTED = 0.5
+"""Confidence from which a point counts as a surface."""
+_NEAREST = 0.02
+"""Share of the trusted points that may be nearer than the nearest surface: some are wrong."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DepthTargets:
@@ -40,6 +45,27 @@ def collect_depth(cloud: PointCloud, cameras: Cameras) -> DepthTargets:
         depth[view, 0, row[inside], column[inside]] = z[inside]
         weight[view, 0, row[inside], column[inside]] = own.confidence[inside]
     return DepthTargets(depth=depth, weight=weight)
+
+
+def nearest_depth(cloud: PointCloud, cameras: Cameras) -> float:
+    """Return the distance of the nearest surface that a view shows, in world units.
+
+    It is the least over the views of a low quantile of z-depth of their trusted points; 0 where no
+    view has any.
+
+    Args:
+        cloud: Points; those of no view are passed over.
+        cameras: The input views.
+    """
+    found = []
+    for view, camera in enumerate(cameras):
+        own = cloud[(cloud.view == view) & (cloud.confidence >= _TRUSTED)]
+        _, z = project_points(own.xyz, camera)
+        z = z[z > 0]
+        if len(z):
+            place = 1 + int(_NEAREST * (len(z) - 1))
+            found.append(float(z.kthvalue(place).values))
+    return min(found, default=0.0)
 
 
 def pixel_spacing(cloud: PointCloud, cameras: Cameras) -> Float[Tensor, "N"]:

@@ -34,6 +34,8 @@ class FvgenModel(TrainableModel):
     """A `SplatfactoModel` (viewer and exporter ask for one) that runs without CUDA."""
 
     config: FvgenModelConfig
+    nearest: Tensor
+    """The nearest distance that an input photo shows, in world units; 0 where it is not known."""
 
     def populate_modules(self) -> None:
         """Create the Gaussians, the metrics and the strategy; nothing is downloaded."""
@@ -44,6 +46,7 @@ class FvgenModel(TrainableModel):
             num_cameras=self.num_train_data, device="cpu"
         )
         self.exposure = Exposure(self.num_train_data, metadata)
+        self.register_buffer("nearest", metadata.get("photo_nearest", torch.zeros(())).float())
         self.image_metrics = ImageMetrics(CONSOLE.log)
         self.step, self.num_steps = 0, 1
         self.crop_box = None
@@ -103,13 +106,19 @@ class FvgenModel(TrainableModel):
             width=size[1],
             height=size[0],
             sh_degree=degree,
-            near_plane=_NEAR,
+            near_plane=self._near_plane(),
             far_plane=_FAR,
             packed=False,
             render_mode="RGB+ED" if with_depth else "RGB",
             absgrad=self.strategy.absgrad,
             rasterize_mode=self.config.rasterize_mode,
         )
+
+    def _near_plane(self) -> float:
+        """Return the distance from which Gaussians are drawn."""
+        if self.training:  # Reading a number would make a GPU wait, and photos show no such thing.
+            return _NEAR
+        return max(_NEAR, self.config.near * float(self.nearest))
 
     def _opacities(self, logits: Tensor) -> Tensor:
         """Return opacities; in training a share of the Gaussians is left out."""
@@ -245,6 +254,7 @@ class FvgenModel(TrainableModel):
             resize_parameter(self.gauss_params[name], name, state.get(f"gauss_params.{name}"))
         for name, value in self.exposure.state_dict(prefix="exposure.").items():
             state.setdefault(name, value)  # Older checkpoints know none.
+        state.setdefault("nearest", torch.zeros(()))
         state.setdefault("_extra_state", torch.zeros(len(state["gauss_params.means"])))
         # What is known of the Gaussians belongs to others; a trainer that resumes brings its own.
         self.strategy_state["member"] = seed_members(self.num_points, {})

@@ -48,6 +48,10 @@ class FvgenModelConfig(SplatfactoModelConfig):
     """Weight of the mean standard deviation, in world units; the Markov chain's own is 0.01."""
     replay: bool = True
     """Whether a CUDA device records the losses' kernels once and launches them together."""
+    near: float = 0.5
+    """Outside of training nothing is drawn nearer than this share of the nearest distance that an
+    input photo shows: what looks right in a photo far away may hang before a camera beside it. 0
+    draws all."""
     unknown: Literal["color", "diffuse", "diffuse-always"] = "color"
     """What is shown where no Gaussian is: one colour, or colours from around the hole, in
     evaluation or in training too."""
@@ -61,6 +65,7 @@ def check_model(config: FvgenModelConfig) -> None:
     """
     limits = (
         ("dropout", config.dropout, 0 <= config.dropout < 1, "in [0, 1)"),
+        ("near", config.near, 0 <= config.near <= 1, "in [0, 1]"),
         ("export-opacity", config.export_opacity, config.export_opacity > 0, "above 0"),
         (
             "seed-opacity",

@@ -1,5 +1,11 @@
-"""Depth by the stereo network, as a point-cloud source."""
+"""Depth by the stereo network, as a point-cloud source.
 
+The network errs in other places at other image sizes: what it compares and how much of a photo it
+looks at are counted in pixels. So it looks at several sizes and keeps, in every pixel, the depth
+that it is surest of.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +22,11 @@ from fvgen_recon.pointcloud.mvs.network import SIZE_STEP, MvsNetwork
 from fvgen_recon.pointcloud.neighbour import best_sources
 from fvgen_recon.types import Cameras, PointCloud, Scene
 
+_ENLARGED = 1.6
+"""How much photos may be enlarged: there the depths of the validation scenes were still better."""
+_Maps = tuple[Float[Tensor, "V _ _"], Float[Tensor, "V _ _"]]
+"""Inverse depth and confidence."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnedStereo:
@@ -23,8 +34,9 @@ class LearnedStereo:
 
     weights: Path = SHIPPED
     """Folder of the network (config.json and weights.safetensors)."""
-    long_side: int = 320
-    """Longer side of the working images in pixels; larger photos are reduced to it."""
+    long_sides: tuple[int, ...] = (224, 320, 400)
+    """Longer sides of the working images in pixels. Smaller photos are enlarged, a little: each
+    size costs the time of its pixels."""
     num_sources: int = 4
     """Most source views compared with each view."""
     coarse_side: int = 112
@@ -52,19 +64,55 @@ class LearnedStereo:
             InputError: Fewer than two views came, or they do not overlap.
             WeightsError: The weights are missing or damaged.
         """
-        network = keep_mvs(self.weights, str(scene.images.device))
         span = widen_near(*find_matched_span(*reduce_scene(scene, self.coarse_side)))
-        images, cameras = reduce_scene(scene, self.long_side)
+        found = [self._look(scene, side, span) for side in self._sides(scene)]
+        inverse_depth, confidence = _surest(found)
+        size = (scene.cameras.height, scene.cameras.width)
+        return DepthMaps(
+            depth=1 / _at_size(inverse_depth, size), confidence=_at_size(confidence, size)
+        )
+
+    def _sides(self, scene: Scene) -> tuple[int, ...]:
+        """Return the sizes to look at, ascending; what a photo is too small for is one of them."""
+        largest = round(_ENLARGED * max(scene.cameras.height, scene.cameras.width))
+        return tuple(sorted({min(side, largest) for side in self.long_sides}))
+
+    def _look(self, scene: Scene, long_side: int, span: Float[Tensor, "V 2"]) -> _Maps:
+        """Return inverse depth and confidence at one size of the photos."""
+        network = keep_mvs(self.weights, str(scene.images.device))
+        images, cameras = _resize_scene(scene, long_side)
         inverse_depth, confidence = apply_network(
             network, images, cameras, span, num_sources=self.num_sources, chunk=self.chunk
         )
         if self.fill:
             inverse_depth, confidence = fill_untrusted(inverse_depth, confidence, images)
-        size = (scene.cameras.height, scene.cameras.width)
-        return DepthMaps(
-            depth=1 / F.interpolate(inverse_depth[:, None], size, mode="nearest-exact")[:, 0],
-            confidence=F.interpolate(confidence[:, None], size, mode="nearest-exact")[:, 0],
-        )
+        return inverse_depth, confidence
+
+
+def _resize_scene(scene: Scene, long_side: int) -> tuple[Float[Tensor, "V 3 H W"], Cameras]:
+    """Return photos and cameras with a longer side of `long_side`, enlarged where smaller."""
+    height, width = scene.cameras.height, scene.cameras.width
+    scale = long_side / max(height, width)
+    if scale <= 1:
+        return reduce_scene(scene, long_side)
+    size = (round(height * scale), round(width * scale))
+    images = F.interpolate(scene.images, size, mode="bicubic").clamp(0, 1)
+    return images, scene.cameras.resize(*size)
+
+
+def _surest(found: Sequence[_Maps]) -> _Maps:
+    """Return what is surest in every pixel, at the size of the last and largest maps."""
+    best_depth, best = found[-1]
+    for inverse_depth, confidence in found[:-1]:
+        size = (best.shape[-2], best.shape[-1])
+        depth, sure = _at_size(inverse_depth, size), _at_size(confidence, size)
+        best_depth = torch.where(sure > best, depth, best_depth)
+        best = torch.maximum(best, sure)
+    return best_depth, best
+
+
+def _at_size(maps: Float[Tensor, "V h w"], size: tuple[int, int]) -> Float[Tensor, "V H W"]:
+    return F.interpolate(maps[:, None], size, mode="nearest-exact")[:, 0]
 
 
 def apply_network(

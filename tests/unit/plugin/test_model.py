@@ -186,8 +186,27 @@ def test_it_is_a_splatfacto_model_without_networks_inside():
         "device_indicator_param",
         "exposure.log_brightness",
         "exposure.position",
+        "nearest",
         "_extra_state",
     }
+
+
+def test_what_hangs_before_a_camera_is_not_drawn_outside_of_training():
+    # The points lie about four units from the cameras, and no photo shows anything nearer than 10.
+    model = _model()
+    model.optimizers = _optimizers(model)
+    model.load_state_dict({**model.state_dict(), "nearest": torch.tensor(10.0)})
+    camera = _photo(0)
+    model.config.near = 0.1
+    drawn = model.eval().get_outputs_for_camera(camera)["accumulation"].max()
+    assert drawn > 0.05
+    model.config.near = 0.9
+    assert model.get_outputs_for_camera(camera)["accumulation"].max() == 0
+    assert model.render_black(make_cameras(1, 24, 32))[1].max() == 0
+    torch.testing.assert_close(model.train()(camera)["accumulation"].max(), drawn)
+    older = {name: value for name, value in model.state_dict().items() if name != "nearest"}
+    model.load_state_dict(older)
+    assert model.eval().get_outputs_for_camera(camera)["accumulation"].max() == drawn
 
 
 def test_outputs_are_those_of_the_nerfstudio_contract():

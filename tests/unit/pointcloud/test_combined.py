@@ -1,5 +1,6 @@
-"""The network's depth counts, and the sweep's where that is trusted and surer."""
+"""The network's depth counts, and the sweep's where that is trusted and by far surer."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class _Known:
         return self.maps
 
 
-def test_the_sweep_counts_where_it_is_trusted_and_surer(rng):
+def test_the_sweep_counts_where_it_is_trusted_and_by_far_surer(rng):
     scene = make_scene(2, 6, 8)
     answers = [
         DepthMaps(
@@ -35,9 +36,11 @@ def test_the_sweep_counts_where_it_is_trusted_and_surer(rng):
     stereo = CombinedStereo(sweep=first, network=second)
     found, cloud = stereo.estimate_depth(scene), stereo.estimate(scene)
     swept = answers[0].confidence
-    is_first = (swept > answers[1].confidence) & (swept >= 0.5)
+    odds = [maps.confidence / (1 - maps.confidence) for maps in answers]
+    is_first = (odds[0] > math.exp(2) * odds[1]) & (swept >= 0.5)
     assert is_first.any()
-    assert not is_first.all()
+    is_surer = (swept > answers[1].confidence) & (swept >= 0.5)
+    assert (is_surer & ~is_first).any()
     assert torch.equal(found.depth < 2, is_first)
     doubted = (swept < 0.5) & (answers[1].confidence < 0.5)
     assert doubted.any()

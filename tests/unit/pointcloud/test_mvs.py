@@ -373,6 +373,40 @@ def test_the_network_searches_the_widened_range(weights, monkeypatch):
     assert torch.allclose(seen[0], torch.tensor([0.05, 0.75]).expand(3, 2))
 
 
+def test_photos_are_looked_at_in_several_sizes_and_the_surest_depth_is_kept(weights, monkeypatch):
+    scene, _ = make_stage()
+    height, width = scene.cameras.height, scene.cameras.width
+    largest = round(1.6 * max(height, width))
+    seen = {}
+
+    def search(network, images, cameras, span, **options):
+        long_side = max(images.shape[-2:])
+        assert (cameras.height, cameras.width) == images.shape[-2:]
+        confidence = torch.full_like(images[:, 0], 0.5)
+        # The smaller size is sure of the upper half, the larger of the lower one.
+        upper = images.shape[-2] // 2
+        (confidence[:, :upper] if long_side < largest else confidence[:, upper:]).fill_(0.9)
+        depth = 1.0 if long_side < largest else 2.0
+        seen[long_side] = images
+        return torch.full_like(images[:, 0], 1 / depth), confidence
+
+    monkeypatch.setattr(estimator, "apply_network", search)
+    sides = (max(height, width), 10_000, 20_000)
+    maps = LearnedStereo(weights=weights, long_sides=sides).estimate_depth(scene)
+    assert sorted(seen) == [max(height, width), largest]
+    assert torch.equal(seen[max(height, width)], scene.images)
+    enlarged = seen[largest]
+    assert float(enlarged.min()) >= 0
+    assert float(enlarged.max()) <= 1
+    back = torch.nn.functional.interpolate(enlarged, (height, width), mode="area")
+    off = scene.images.roll(1, dims=-1)  # A photo that was shifted by a pixel.
+    wrong = (off - scene.images).abs().mean()
+    assert (back - scene.images).abs().mean() < 0.3 * wrong
+    assert torch.allclose(maps.depth[:, : height // 2 - 1], torch.tensor(1.0))
+    assert torch.allclose(maps.depth[:, height // 2 + 1 :], torch.tensor(2.0))
+    assert torch.allclose(maps.confidence, torch.tensor(0.9))
+
+
 def test_features_of_imagenet_need_a_completion():
     with pytest.raises(InputError, match="num_completion"):
         replace(SMALL, is_semantic=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -45,9 +44,6 @@ class FusionSettings:
     """Weight of the perceptual distance beside the squared error, which is 1 for the plain rule."""
     perceptual_views: int = 8
     """Cut-outs of a batch on which it is measured."""
-    perceptual_where: Literal["all", "trusted"] = "all"
-    """Whether it sees whole cut-outs, or only where trusted points were rendered: no photo saw the
-    rest, and squared error alone then decides what is shown there."""
     log_every: int = 50
     """Steps between two lines of the curve."""
 
@@ -191,9 +187,6 @@ def fusion_losses(
     if perceptual is None:
         return error, error.new_zeros(())
     first = slice(settings.perceptual_views)
-    shown, photo = image[first].clamp(0, 1), batch.photo[first]
-    if settings.perceptual_where == "trusted":
-        shown = torch.lerp(photo, shown, batch.view.trusted[first])
     with autocast(batch.photo.device):
-        distance = perceptual(shown, photo).mean()
+        distance = perceptual(image[first].clamp(0, 1), batch.photo[first]).mean()
     return error, distance

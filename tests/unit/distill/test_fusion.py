@@ -1,17 +1,12 @@
 """Training of the fusion: what is drawn, and a problem that the mean cannot solve."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fvgen_recon.distill.fusion.bank import FusionBank
-from fvgen_recon.distill.fusion.training import (
-    FusionSettings,
-    FusionTrainer,
-    fusion_losses,
-)
+from fvgen_recon.distill.fusion.training import FusionSettings, FusionTrainer
 from fvgen_recon.errors import WeightsError
 from fvgen_recon.evaluation.fusion import gain_table, mean_gain, measure_examples
 from fvgen_recon.fusion.config import FusionConfig
@@ -80,33 +75,6 @@ def test_batches_are_cut_alike_from_all_images():
             if int((spread[0] > 0.1).sum()) > 20:
                 assert float(error[:, spread[0] > 0.1].max()) > 0.1
         assert bool((batch.unit > 0).all())
-
-
-class _Difference(torch.nn.Module):
-    """The mean difference of two images, in place of a perceptual distance."""
-
-    def forward(self, image: torch.Tensor, photo: torch.Tensor) -> torch.Tensor:
-        return (image - photo).abs().mean(dim=(1, 2, 3))
-
-
-def test_the_perceptual_distance_can_be_kept_to_what_photos_saw():
-    bank = FusionBank([_example("a", seed) for seed in range(4)], CPU, seed=0)
-    batch = bank.draw(4, 32)
-    nothing, everything = torch.zeros_like(batch.view.trusted), torch.ones_like(batch.view.trusted)
-    network, settings = FusionNetwork(SMALL), _settings(perceptual_where="trusted")
-
-    def distance(trusted: torch.Tensor, settings: FusionSettings) -> float:
-        seen = replace(batch, view=replace(batch.view, trusted=trusted))
-        return float(fusion_losses(network, seen, _Difference(), settings)[1])
-
-    whole = distance(nothing, _settings())
-    assert whole > 0.01
-    assert distance(nothing, settings) == 0
-    # The network sees the mask too, but untrained it does not answer to it.
-    assert distance(everything, settings) == pytest.approx(whole, rel=1e-6)
-    half = everything.clone()
-    half[:2] = 0
-    assert 0 < distance(half, settings) < whole
 
 
 def test_a_network_learns_what_the_mean_cannot_know():

@@ -32,7 +32,7 @@ from fvgen_recon.densify.size import fit_scene, working_size
 from fvgen_recon.errors import FvgenError, InputError
 from fvgen_recon.evaluation.fold import held_out_scene
 from fvgen_recon.evaluation.judge import load_jury
-from fvgen_recon.evaluation.machine import describe_machine
+from fvgen_recon.evaluation.machine import describe_machine, plain_path
 from fvgen_recon.evaluation.metric import psnr, ssim
 from fvgen_recon.io.file import atomic_path, read_json, write_json
 from fvgen_recon.io.image import read_image
@@ -271,7 +271,7 @@ def main(options: Options) -> int:
     ) as pool:
         for job in as_completed([pool.submit(run_task, task) for task in left]):
             rows.append(job.result())
-            settings = {key: str(value) for key, value in asdict(options).items()}
+            settings = {key: plain_path(str(value)) for key, value in asdict(options).items()}
             write_json(options.out, {"machine": machine, "settings": settings, "trials": rows})
             print(rows[-1], file=sys.stderr)
     names = list(dict.fromkeys(task.variant["name"] for task in tasks))

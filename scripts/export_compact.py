@@ -5,7 +5,7 @@ Usage:
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,8 @@ class Arguments:
     """How it is sampled; as it was kept otherwise."""
     fine_power: float | None = None
     """How firmly detail is mixed (`CompactConfig.fine_power`); as in training otherwise."""
+    fine_nearest: bool | None = None
+    """Whether detail is read at single pixels (`CompactConfig.fine_nearest`); likewise."""
     storage: Storage = "int8"
     """How weights are kept; eight bits halve the size."""
     average: tuple[Path, ...] = ()
@@ -64,12 +66,17 @@ def main(args: Arguments) -> None:
     if args.change is not None:
         backbone = add_change(backbone, *(_backbone(path) for path in args.change))
     config = backbone.config
+    blend = replace(
+        config,
+        fine_power=config.fine_power if args.fine_power is None else args.fine_power,
+        fine_nearest=config.fine_nearest if args.fine_nearest is None else args.fine_nearest,
+    )
     backbone = widen(
         backbone,
         gate=config.gate,
         num_alternatives=config.num_alternatives,
         hints=config.hints,
-        fine_power=args.fine_power,
+        blend=blend,
     )
     written = save_compact(
         args.out,

@@ -116,7 +116,7 @@ def make_cast(
         device: Where to put them.
         seed: Seed of new weights.
         is_grown: Give kept networks the gate, the alternatives and the hints of `config` that they
-            lack, and its `fine_power`, for stages that train them.
+            lack, and its way to mix renders, for stages that train them.
         is_compiled: Compile the blocks.
         is_recorded: Replay CUDA graphs; for a GPU only.
 
@@ -156,7 +156,7 @@ def _can_teach(teacher: CompactConfig, student: CompactConfig) -> bool:
     """
     plain = replace(student, hints=False)
     blind = replace(plain, num_alternatives=0)
-    return replace(teacher, fine_power=student.fine_power) in (student, plain, blind)
+    return teacher.blended_as(student) in (student, plain, blind)
 
 
 def _speed_up(backbone: CompactBackbone, *, is_compiled: bool, is_recorded: bool) -> None:
@@ -177,7 +177,7 @@ def _load(folder: Path, wanted: CompactConfig | None) -> CompactBackbone:
         gate=wanted.gate,
         num_alternatives=wanted.num_alternatives,
         hints=wanted.hints,
-        fine_power=wanted.fine_power,
+        blend=wanted,
     )
 
 

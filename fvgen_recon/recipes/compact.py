@@ -156,7 +156,7 @@ def full() -> CompactRecipe:
 
 
 def sharp() -> CompactRecipe:
-    """As `full`, but fine detail comes from the likeliest render and looks count for more.
+    """As `full`, but fine detail comes from single pixels of the likeliest render, and looks count.
 
     Trades a little PSNR for detail in holes. Used with power 1 its weights are no worse than those
     of `full`, and the mean of both is better (docs/student.md).
@@ -165,7 +165,7 @@ def sharp() -> CompactRecipe:
     first, *later = recipe.stages
     assert isinstance(first, PretrainConfig)
     first = replace(first, perceptual_weight=1.5, perceptual_start=0.0)
-    network = replace(recipe.network, fine_power=16.0)
+    network = replace(recipe.network, fine_power=16.0, fine_nearest=True)
     return replace(recipe, network=network, stages=(first, *later))
 
 

@@ -41,11 +41,12 @@ class CompactCard:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the frames: the weights and, unless it is 1, `fine_power`."""
-        power = self.config.fine_power
-        if power == 1:
+        """SHA-256 of what decides the frames: the weights and how detail is mixed, if apart."""
+        power, is_nearest = self.config.fine_power, self.config.fine_nearest
+        if power == 1 and not is_nearest:
             return self.sha256
-        return hashlib.sha256(f"{self.sha256} fine_power {power:g}".encode()).hexdigest()
+        told = f"{self.sha256} fine_power {power:g}" + " nearest" * is_nearest
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -184,14 +185,15 @@ def widen(
     gate: bool,
     num_alternatives: int,
     hints: bool = False,
-    fine_power: float | None = None,
+    blend: CompactConfig | None = None,
 ) -> CompactBackbone:
     """Return the same weights in a network that has or sees more, to be trained.
 
     With a gate, what it answers to pure noise stays: the gate is closed there, and what it sees and
     says starts at zero. At other times the answer changes at once. Alternatives have a small share
     of the copy at first, where they are given; hints change nothing at first. What the network has
-    already it keeps, but for `fine_power`, which counts where it is given.
+    already it keeps. How it mixes renders is that of `blend` where it is given
+    (`CompactConfig.blended_as`).
 
     Raises:
         WeightsError: It has alternatives but no gate, or some alternatives or hints but fewer
@@ -214,15 +216,8 @@ def widen(
             f"{'' if config.hints else 'no '}hints. Train it from weights without them."
         )
     hints = hints or config.hints
-    wider = CompactBackbone(
-        replace(
-            config,
-            gate=gate,
-            num_alternatives=num_alternatives,
-            hints=hints,
-            fine_power=config.fine_power if fine_power is None else fine_power,
-        )
-    )
+    shape = replace(config, gate=gate, num_alternatives=num_alternatives, hints=hints)
+    wider = CompactBackbone(shape.blended_as(blend or config))
     wider.to(next(backbone.parameters()))
     state = backbone.state_dict()
     with torch.no_grad():
@@ -257,7 +252,7 @@ def add_change(
             gate=config.gate,
             num_alternatives=config.num_alternatives,
             hints=config.hints,
-            fine_power=config.fine_power,
+            blend=config,
         )
         for network in (start, end)
     )
@@ -275,15 +270,14 @@ def add_change(
 def average_compact(networks: Sequence[CompactBackbone]) -> CompactBackbone:
     """Return the mean of the weights of trainings that began at the same weights.
 
-    M. Wortsman et al., "Model soups", ICML 2022. What detail is left to (`fine_power`) may differ;
-    the first network's counts.
+    M. Wortsman et al., "Model soups", ICML 2022. How renders are mixed may differ
+    (`CompactConfig.blended_as`); the first network's way counts.
 
     Raises:
         WeightsError: The networks differ in shape.
     """
     first = networks[0]
-    power = first.config.fine_power
-    shapes = {replace(network.config, fine_power=power) for network in networks}
+    shapes = {network.config.blended_as(first.config) for network in networks}
     if len(shapes) != 1:
         raise WeightsError(
             "Networks of one shape were expected, to take the mean of their weights: "

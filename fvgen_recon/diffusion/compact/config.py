@@ -1,6 +1,6 @@
 """The shape of a compact backbone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NUM_SOURCES = 4
 """Renders to copy from: trusted points, first layer, second layer, push-pull fill."""
@@ -37,6 +37,9 @@ class CompactConfig:
     fine_power: float = 1.0
     """To what power the shares of the renders are raised for detail of a pixel or two, at least 1;
     1 mixes all scales alike."""
+    fine_nearest: bool = False
+    """Whether that detail is read at the nearest pixel of a render instead of between four, which
+    blurs it; coarse colour is always read between."""
     gate: bool = False
     """Whether the output keeps what the noisy frame shows already, each pixel as far as the network
     knows less (`WienerGate`)."""
@@ -48,6 +51,10 @@ class CompactConfig:
     missing count as 0."""
     num_timesteps: int = 1000
     """Noise times run from 0 to num_timesteps - 1."""
+
+    def blended_as(self, other: "CompactConfig") -> "CompactConfig":
+        """Return the same shape with the way that another mixes renders, which no weight has."""
+        return replace(self, fine_power=other.fine_power, fine_nearest=other.fine_nearest)
 
     @property
     def latent_channels(self) -> int:

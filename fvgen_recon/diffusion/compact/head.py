@@ -27,6 +27,8 @@ _MAX_DOUBT = 3.4
 """How far its logarithm may move."""
 _PACE = 8.0
 """How much faster it moves than its output: the loss says little about it."""
+_HIT = 0.01
+"""How much of a render's pixel must be there to be read alone."""
 _BINOMIAL = (1, 8, 28, 56, 70, 56, 28, 8, 1)
 """Times 1/256 a low-pass of standard deviation 1.4 pixels; exact in bfloat16."""
 
@@ -46,6 +48,17 @@ class Renders(NamedTuple):
         return Renders(sources=self.sources[index], fill=self.fill[index], grid=self.grid)
 
 
+class Copies(NamedTuple):
+    """What is read from all renders at the pixels of a frame, the fill last."""
+
+    colors: Float[Tensor, "N S 3 H W"]
+    """Between four pixels."""
+    detail: Float[Tensor, "N S 3 H W"] | None
+    """At the nearest pixel, where fine detail is taken from there."""
+    masks: Float[Tensor, "N S H W"]
+    """How much of each is there."""
+
+
 class CopyHead(nn.Module):
     """Features to x0: softmax blend of the shifted renders plus a residual.
 
@@ -53,7 +66,8 @@ class CopyHead(nn.Module):
     the network chooses (bilinear, at most `max_offset_px`). What the features say in patches is
     then finished pixel by pixel, so that no pattern of patches shows in holes and edges stay
     sharp. At initialisation the output is the plain blend. A mean of renders whose detail does not
-    coincide is blurred: with `config.fine_power` fine detail is left to the likeliest of them. The
+    coincide is blurred: with `config.fine_power` fine detail is left to the likeliest of them, and
+    with `config.fine_nearest` it is read at single pixels, which reading between them blurs. The
     noisy frame is not among the sources: a fixed share of it would have to be cancelled exactly by
     the residual, which leaves grain. With `config.gate` it comes in by `WienerGate`, at a share
     that falls to zero with noise.
@@ -113,29 +127,29 @@ class CopyHead(nn.Module):
         unfolded, offsets, more_logits, more_offsets = raw.split(self.splits, dim=1)
         unfolded = F.pixel_shuffle(torch.cat([unfolded, more_logits], dim=1), patch)
         offsets = torch.cat([offsets, more_offsets], dim=1)
-        colors, masks = self._copies(renders, offsets.float())
+        colors, detail, masks = self._copies(renders, offsets.float())
         noisy = F.pixel_shuffle(x_t.float(), patch)
         finished = self.finish(unfolded, colors, masks, noisy, level)
         logits = finished.logits + (masks + 1e-4).log()
-        blend = blend_bands(colors, logits, self.config.fine_power, self.low_pass.float())
+        row = self.low_pass.float()
+        blend = blend_bands(colors, logits, self.config.fine_power, row, detail=detail)
         x0 = blend + finished.residual
         if finished.doubt is not None:
             x0 = pass_gate(x0, noisy, level, finished.doubt)
         return F.pixel_unshuffle(x0, patch)
 
-    def _copies(self, renders: Renders, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours `N S 3 H W` and masks `N S H W` of all renders, the fill last.
-
-        All but the fill are read at their offsets.
-        """
+    def _copies(self, renders: Renders, offsets: Tensor) -> Copies:
+        """Read all renders but the fill at their offsets."""
         grid = renders.grid.add(self._flow(offsets, renders.grid.shape[:2]))
-        planes = renders.sources.flatten(0, 1)
-        read = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-        read = read.view(renders.sources.shape)
-        masks = read[:, :, 3].clamp(0, 1)
-        colors = read[:, :, :3] / masks.clamp_min(1e-3).unsqueeze(2)
         fill, is_filled = renders.fill[:, None, :3], renders.fill[:, 3:]
-        return torch.cat([colors, fill], dim=1), torch.cat([masks, is_filled], dim=1)
+        own, masks = _read(renders.sources, grid, "bilinear")
+        colors = torch.cat([own, fill], dim=1)
+        detail = None
+        if self.config.fine_nearest:
+            nearest, is_hit = _read(renders.sources, grid.detach(), "nearest")
+            single = torch.where(is_hit.unsqueeze(2) > _HIT, nearest, own)
+            detail = torch.cat([single, fill], dim=1)
+        return Copies(colors=colors, detail=detail, masks=torch.cat([masks, is_filled], dim=1))
 
     def _flow(self, offsets: Tensor, size: Sequence[int]) -> Float[Tensor, "M H W 2"]:
         """Return how far beside a pixel each render is read, in grid_sample's units."""
@@ -145,6 +159,15 @@ class CopyHead(nn.Module):
         # Scaled one by one: a constant made on the host could not be recorded in a CUDA graph.
         across, down = flow.unflatten(1, (-1, 2)).flatten(0, 1).unbind(1)
         return torch.stack([across * (2 / size[1]), down * (2 / size[0])], dim=-1)
+
+
+def _read(sources: Tensor, grid: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """Return colours `N R 3 H W` and masks `N R H W` of the renders at a grid's places."""
+    planes = sources.flatten(0, 1)
+    read = F.grid_sample(planes, grid, mode, padding_mode="zeros", align_corners=False)
+    read = read.view(sources.shape)
+    masks = read[:, :, 3].clamp(0, 1)
+    return read[:, :, :3] / masks.clamp_min(1e-3).unsqueeze(2), masks
 
 
 def _plane_order(config: CompactConfig) -> Int[Tensor, "C"]:
@@ -169,6 +192,8 @@ def blend_bands(
     logits: Float[Tensor, "N S H W"],
     power: float,
     low_pass: Float[Tensor, "K"],
+    *,
+    detail: Float[Tensor, "N S 3 H W"] | None = None,
 ) -> Float[Tensor, "N 3 H W"]:
     """Mix images by softmax weights, fine detail by weights that decide more firmly.
 
@@ -181,11 +206,12 @@ def blend_bands(
         logits: Logarithms of the weights, up to a constant.
         power: To what power weights are raised for detail; 1 gives the plain mean.
         low_pass: Row of a separable filter of odd length and sum 1; what it takes away is detail.
+        detail: The same images as fine detail is taken from; `colors` by default.
     """
     blend = _mix(colors, logits)
-    if power == 1:
+    if power == 1 and detail is None:
         return blend
-    change = _mix(colors, power * logits) - blend
+    change = _mix(colors if detail is None else detail, power * logits) - blend
     return blend + change - _smooth(change, low_pass)
 
 

@@ -28,7 +28,7 @@ def test_what_is_not_named_stays_as_it_was_kept(tmp_path: Path) -> None:
     main(Arguments(weights=tmp_path / "a", out=tmp_path / "b", role="student"))
     card = read_card(tmp_path / "b")
     assert (card.role, card.num_steps, card.sampler) == ("student", 4, "ode")
-    assert card.config.fine_power == 1
+    assert (card.config.fine_power, card.config.fine_nearest) == (1, False)
     named = Arguments(
         weights=tmp_path / "a",
         out=tmp_path / "b",
@@ -36,11 +36,12 @@ def test_what_is_not_named_stays_as_it_was_kept(tmp_path: Path) -> None:
         num_steps=8,
         sampler="sde",
         fine_power=3.0,
+        fine_nearest=True,
     )
     main(named)
     card = read_card(tmp_path / "b")
     assert (card.role, card.num_steps, card.sampler) == ("teacher", 8, "sde")
-    assert card.config.fine_power == 3
+    assert (card.config.fine_power, card.config.fine_nearest) == (3, True)
 
 
 @pytest.mark.parametrize(

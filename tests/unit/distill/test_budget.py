@@ -104,5 +104,5 @@ def test_the_adversarial_start_ends_with_a_fitted_temperature(tmp_path, name, ba
 def test_the_sharp_recipe_differs_in_its_regression_and_in_how_detail_is_mixed():
     plain, sharp = make_recipe("full"), make_recipe("sharp")
     first = replace(plain.stages[0], perceptual_weight=1.5, perceptual_start=0.0)
-    network = replace(plain.network, fine_power=16.0)
+    network = replace(plain.network, fine_power=16.0, fine_nearest=True)
     assert sharp == replace(plain, network=network, stages=(first, *plain.stages[1:]))

@@ -265,9 +265,9 @@ def test_what_another_training_changed_is_added(tmp_path):
     network = CompactBackbone(MANY)
     moved = add_change(network, start, end)
     assert moved.config == MANY
-    same = widen(end, gate=True, num_alternatives=5, hints=True, fine_power=1.0)
+    same = widen(end, gate=True, num_alternatives=5, hints=True, blend=MANY)
     again = add_change(
-        widen(start, gate=True, num_alternatives=5, hints=True, fine_power=1.0), start, end
+        widen(start, gate=True, num_alternatives=5, hints=True, blend=MANY), start, end
     )
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, same.state_dict()[name])

@@ -1,9 +1,12 @@
 """When and how strongly generated views take part in training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fvgen_recon.errors import InputError
+
+_FEW = 6
+"""Up to so many photos generated views take their whole share: measured at three, six and nine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +24,7 @@ class MixingSchedule:
     ramp: float = 0.1
     """Length of the rise and of the fall, in progress."""
     share: float = 0.4
-    """Largest probability that a training step draws a generated view."""
+    """Largest probability that a training step draws a generated view, for few photos."""
     weight: float = 0.5
     """Factor on the loss of a generated view, on top of its per-pixel confidence."""
 
@@ -34,6 +37,14 @@ class MixingSchedule:
                 f"ramp of at least 0: start {self.start:g}, end {self.end:g}, share "
                 f"{self.share:g}, weight {self.weight:g} and ramp {self.ramp:g} came."
             )
+
+    def for_inputs(self, num_inputs: int) -> "MixingSchedule":
+        """Return the schedule for a number of input photos, at least 1.
+
+        The more photos there are, the less is left for generated views to show: beyond six the
+        share falls with the square of their number, as pairs of photos grow.
+        """
+        return replace(self, share=self.share * min(1.0, _FEW / num_inputs) ** 2)
 
     def share_at(self, progress: float) -> float:
         """Return the probability of a generated view at a progress in [0, 1]."""

@@ -41,7 +41,7 @@ class FvgenDatamanagerConfig(FullImageDatamanagerConfig):
     mixing_ramp: float = _MIXING.ramp
     """Length of the rise and of the fall, in progress."""
     mixing_share: float = _MIXING.share
-    """Largest probability that a step draws a generated view."""
+    """Largest probability that a step draws a generated view, up to six inputs; it falls beyond."""
     mixing_weight: float = _MIXING.weight
     """Factor on the loss of a generated view, on top of its per-pixel confidence."""
 
@@ -91,6 +91,7 @@ class FvgenDatamanager(FullImageDatamanager[SceneDataset]):
         # Only training needs points to start from; a checkpoint brings its own Gaussians.
         config.dataparser.with_points = test_mode == "val"
         super().__init__(config, device, test_mode, **kwargs)
+        self.schedule = self.schedule.for_inputs(len(self.train_dataset))
 
     @property
     def scene(self) -> Scene:

@@ -20,3 +20,11 @@ def test_share_rises_stays_and_ends_at_zero() -> None:
 def test_a_schedule_that_would_end_on_generated_views_is_refused() -> None:
     with pytest.raises(InputError, match="end < 1"):
         MixingSchedule(end=1.0)
+
+
+def test_the_more_photos_the_smaller_the_share():
+    schedule = MixingSchedule(share=0.4)
+    assert schedule.for_inputs(1) == schedule.for_inputs(6) == schedule
+    assert schedule.for_inputs(9).share == pytest.approx(0.4 * 4 / 9)
+    assert schedule.for_inputs(12).share == pytest.approx(0.1)
+    assert schedule.for_inputs(12).weight == schedule.weight

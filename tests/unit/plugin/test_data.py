@@ -27,14 +27,18 @@ from fvgen_recon.types import Clip, Guidance
 NUM_VIEWS = 5
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    scene = make_scene(NUM_VIEWS)
+def _write_scene(folder: Path, num_views: int) -> Path:
+    scene = make_scene(num_views)
     names = tuple(f"images/{name}" for name in scene.names)
     for name, image in zip(names, scene.images, strict=True):
-        write_image(tmp_path / name, image)
-    write_transforms(tmp_path, scene.cameras, names)
-    return tmp_path
+        write_image(folder / name, image)
+    write_transforms(folder, scene.cameras, names)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return _write_scene(tmp_path, NUM_VIEWS)
 
 
 def _datamanager(folder: Path, test_mode="val", **options) -> FvgenDatamanager:
@@ -206,6 +210,13 @@ def test_a_run_lists_its_cameras_for_ns_export(folder):
     frames = exporter.collect_camera_poses_for_dataset(dataset, optimizer)
     expected = dataset.cameras.camera_to_worlds
     torch.testing.assert_close(torch.tensor([frame["transform"] for frame in frames]), expected)
+
+
+def test_with_many_photos_generated_views_are_fewer(tmp_path):
+    data = _datamanager(_write_scene(tmp_path, 9))
+    assert data.schedule == FvgenDatamanagerConfig().schedule().for_inputs(9)
+    few = _datamanager(tmp_path, views=3)
+    assert few.schedule == FvgenDatamanagerConfig().schedule()
 
 
 def test_generated_views_come_by_schedule_weighed_and_without_an_index(folder, tmp_path):
